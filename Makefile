@@ -1,0 +1,47 @@
+# Everything a contributor runs is one word. Each target sets up what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+CPP    := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.built  ## make .venv, install everything, build the extension
+
+demo: setup  ## train, certify and invert a small network; writes demo/report.html
+	$(BIN)/iresnet-fast demo --out demo
+
+test: setup  ## the tests a contributor runs all day (under 5 minutes)
+	$(BIN)/pytest
+
+test-full: setup  ## the slow tests: installs, data-parallel runs, fault tests
+	$(BIN)/pytest -m "full and not gpu" --timeout 900
+
+lint: setup  ## ruff, mypy and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: setup  ## let ruff and clang-format rewrite the sources
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist demo *.egg-info iresnet_fast/*.so .pytest_cache .mypy_cache .ruff_cache
+
+# The two stamps keep second runs short: packages again only when the pins change, the build only with its sources.
+$(VENV)/.packages: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("iresnet_fast needs Python >= 3.11, and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.packages pyproject.toml setup.py $(CPP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,34 @@
+// Every schema of the compiled ops, in one place, and the facts of this build for `iresnet-fast doctor`.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <map>
+#include <string>
+
+TORCH_LIBRARY(iresnet_fast, m) {
+  m.def(
+      "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "
+      "Tensor");
+}
+
+namespace {
+
+std::map<std::string, std::string> build_info() {
+  return {
+      {"compiler", __VERSION__},
+      {"torch", TORCH_VERSION},
+#ifdef IRESNET_FAST_CUDA
+      {"cuda", std::to_string(CUDA_VERSION / 1000) + "." + std::to_string(CUDA_VERSION % 1000 / 10)},
+      {"cuda architectures", IRESNET_FAST_CUDA_ARCHITECTURES},
+#endif
+  };
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled ops of iresnet_fast: they are registered as torch.ops.iresnet_fast when this module is loaded.";
+  m.def("build_info", &build_info, "Compiler, torch and CUDA versions this library was built with.");
+}

@@ -1,0 +1,43 @@
+"""Loads the compiled library, and says plainly what is missing and how to get it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+
+REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall . (in a checkout of iresnet_fast)"
+
+
+def _load() -> tuple[Any, str | None]:
+    """The module ``iresnet_fast._C`` or None, and the reason it is missing or None."""
+    name = f"{__package__}._C"
+    if importlib.util.find_spec(name) is None:
+        return None, (
+            "iresnet_fast was installed without its compiled extension (there was no C++20 compiler). "
+            f"Remedy: install g++, then {REBUILD}"
+        )
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        return None, (
+            f"the compiled extension does not load beside torch {torch.__version__} ({error}). Remedy: {REBUILD}"
+        )
+    return module, None
+
+
+_module, missing_reason = _load()
+loaded = _module is not None
+
+
+def build_info() -> dict[str, str]:
+    """Compiler, torch and CUDA versions the library was built with; empty where there is none."""
+    return dict(_module.build_info()) if loaded else {}
+
+
+def serves(op: str, device_type: str) -> bool:
+    """Whether the compiled library has a kernel of this op for this kind of device (``"cpu"``, ``"cuda"``)."""
+    key = device_type.upper()
+    return loaded and torch._C._dispatch_has_kernel_for_dispatch_key(f"iresnet_fast::{op}", key)

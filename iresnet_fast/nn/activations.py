@@ -1,0 +1,63 @@
+"""Activations of Lipschitz constant one."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LipSwish(nn.Module):
+    r"""LipSwish, :math:`x\,\sigma(\mathrm{softplus}(\beta)\,x)/1.1` (Chen et al. 2019): smooth, of Lipschitz constant 1.
+
+    Swish rises by at most 1.0998 for every :math:`\beta > 0`, and its derivative does not saturate where the
+    Jacobian is largest, unlike ELU's.
+
+    Shape: any, kept. Floating dtypes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the activation elementwise."""
+        return x * torch.sigmoid(F.softplus(self.beta) * x) / 1.1
+
+
+class MaxMin(nn.Module):
+    """MaxMin (Anil et al. 2019): sorts channel pairs, (a, b) to (max, min); keeps gradient norms, Lipschitz constant 1.
+
+    Shape: (B, C, ...) with an even C, kept; channel i is paired with channel i + C/2.
+
+    Raises:
+        ValueError: an odd number of channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sort each pair of channels."""
+        if x.shape[1] % 2:
+            raise ValueError(f"MaxMin pairs channels and needs an even number of them, got {x.shape[1]}")
+        a, b = x.chunk(2, dim=1)
+        return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "lipswish": LipSwish,
+    "maxmin": MaxMin,
+    "relu": nn.ReLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+def make_activation(name: str) -> nn.Module:
+    """A new activation module by its name.
+
+    Raises:
+        ValueError: an unknown name; the message lists those there are.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(sorted(ACTIVATIONS))}, got {name!r}")
+    return ACTIVATIONS[name]()

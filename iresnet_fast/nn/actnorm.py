@@ -1,0 +1,85 @@
+"""Activation normalisation with data-dependent initialisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# A channel whose standard deviation is below this share of its size carries nothing to normalise: it keeps scale 1.
+_CONSTANT = 1e-3
+
+
+class ActNorm(nn.Module):
+    """Per-channel affine map y = (x + bias)·exp(log_scale) (Kingma & Dhariwal 2018).
+
+    The first batch seen in training mode sets bias and log_scale so that y has mean 0 and variance 1 per channel
+    (channels that hardly vary are only centred). That this has happened is part of the state dict, so that a loaded
+    layer keeps what it learned. In evaluation mode before that, it is the identity.
+
+    Args:
+        num_features: channels C.
+
+    Shape: (B, C) or (B, C, ...), kept.
+
+    Raises:
+        ValueError: an input with another number of channels, or an empty or non-finite first batch.
+    """
+
+    initialized: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.log_scale = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("initialized", torch.tensor(False))
+        # The same fact for Python, so that a forward on a GPU need not wait for it.
+        self._ready = False
+        self.frozen = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; initialises on the first training batch."""
+        self._check(x)
+        if self.training and not (self._ready or self.frozen):
+            self._initialize(x)
+        shape = self._broadcast(x)
+        return (x + self.bias.view(shape)) * self.log_scale.exp().view(shape)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The exact inverse; never initialises."""
+        self._check(y)
+        shape = self._broadcast(y)
+        return y * (-self.log_scale).exp().view(shape) - self.bias.view(shape)
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor) -> None:
+        if x.numel() == 0 or not bool(torch.isfinite(x).all()):
+            raise ValueError(
+                f"ActNorm cannot initialise from this batch (shape {tuple(x.shape)}): it is empty or not finite"
+            )
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        mean = x.mean(axes)
+        deviation = (x - mean.view(self._broadcast(x))).square().mean(axes).sqrt()
+        size = x.square().mean(axes).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+        varies = deviation > _CONSTANT * size
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(torch.where(varies, -deviation.clamp_min(torch.finfo(x.dtype).tiny).log(), 0.0))
+        self.initialized.fill_(True)
+        self._ready = True
+
+    def _broadcast(self, x: Tensor) -> tuple[int, ...]:
+        return (1, self.num_features) + (1,) * (x.dim() - 2)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f"ActNorm({self.num_features}) needs (B, {self.num_features}, ...), got {tuple(x.shape)}")
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._ready = bool(self.initialized)
+
+    def extra_repr(self) -> str:
+        """Shown by repr."""
+        return f"{self.num_features}"

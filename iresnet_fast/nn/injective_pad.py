@@ -1,0 +1,57 @@
+"""Injective padding: more channels, filled with zeros."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class InjectivePad(nn.Module):
+    """Appends channels of zeros (injective i-RevNet, Jacobsen et al. 2018): an isometry onto its range.
+
+    It is injective, not onto: ``inverse`` exists for points of its range only, and no density does.
+
+    Args:
+        channels: how many channels of zeros to append.
+        tolerance: largest relative norm of the appended channels that ``inverse`` takes for zero.
+
+    Shape: (B, C, ...) to (B, C + channels, ...), floating dtypes.
+    """
+
+    def __init__(self, channels: int, *, tolerance: float = 1e-3) -> None:
+        super().__init__()
+        if channels < 0:
+            raise ValueError(f"channels must not be negative, got {channels}")
+        self.channels = channels
+        self.tolerance = tolerance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Append the zeros."""
+        return F.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Drop the appended channels.
+
+        Raises:
+            ValueError: fewer channels than were appended, or appended channels that are not zero within
+                ``tolerance``: y is then outside the range of the map, and no x maps to it.
+        """
+        kept = y.shape[1] - self.channels
+        if kept < 1:
+            raise ValueError(f"InjectivePad.inverse needs more than {self.channels} channels, got {y.shape[1]}")
+        x, padded = y[:, :kept], y[:, kept:]
+        excess = torch.linalg.vector_norm(padded.flatten(1), dim=1)
+        outside = excess > self.tolerance * torch.linalg.vector_norm(y.flatten(1), dim=1).clamp_min(1.0)
+        if bool(outside.any()):
+            samples = outside.nonzero().flatten().tolist()
+            raise ValueError(
+                f"{len(samples)} of {len(y)} samples are outside the range of the padded network: the appended "
+                f"channels of sample {samples[0]} have norm {float(excess[samples[0]]):.3g}, not 0. Remedy: invert "
+                "latents that the network produced, or use a network without injective padding"
+            )
+        return x
+
+    def extra_repr(self) -> str:
+        """Shown by repr."""
+        return f"channels={self.channels}"

@@ -1,0 +1,285 @@
+"""Soft spectral normalisation as a parametrization, with the layer's true linear operator."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..ops._arguments import check_values, per_axis
+from ..ops.conv_norm import conv_padding
+from ..reference.conv_operator import ConvGeometry
+from ..reference.power_iteration import layer_apply, power_iteration
+
+# Power iterations at construction.
+_FIRST_ITERATIONS = 15
+# Where u and v are not those of the weight (it was loaded without them, or changed since and is now evaluated), they
+# are fitted again until σ's relative change is below this, at most so many times. Where u and v already satisfy it
+# they stay as they are, so that saving, loading and copying an evaluated model change no bit of it.
+_REFRESH_TOL, _REFRESH_ITERATIONS = 1e-6, 200
+# What u and v were last fitted to, where they came with their weight from a state dict.
+_LOADED = (0, -1)
+_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+class SpectralNorm(nn.Module):
+    r"""The parametrization :math:`\bar W = W / \max(1, \sigma/c)` (Gouk et al. 2018; Behrmann et al. 2019).
+
+    σ is the power-iteration estimate of the norm of the layer's operator. It approaches the norm *from below*: W̄ may
+    exceed c until ``certify`` or ``enforce`` has proven otherwise. State is u and v only, under torch's names ``_u``
+    and ``_v``; σ = ⟨u, W v⟩ is computed anew at every use, with u and v held constant in the gradient.
+
+    Training mode iterates at every use; evaluation mode and inverses do not. A weight that changed since u and v were
+    last fitted (a last optimiser step, averaged weights) is fitted again, once, at its first use in evaluation mode.
+
+    Args:
+        weight: the weight to be normalised, for its shape.
+        coeff: c > 0.
+        n_power_iterations: per training forward; with ``tol``, at most this many.
+        tol: stop iterating once σ changes by less than tol·σ.
+        geometry: the convolution's operator; None for a matrix.
+        name: of the parameter; with the shape it seeds u and v, so that data-parallel ranks agree.
+    """
+
+    _u: Tensor
+    _v: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        coeff: float,
+        *,
+        n_power_iterations: int = 1,
+        tol: float | None = None,
+        geometry: ConvGeometry | None = None,
+        name: str = "weight",
+    ) -> None:
+        super().__init__()
+        self.coeff = coeff
+        self.n_power_iterations = n_power_iterations
+        self.tol = tol
+        self.geometry = geometry
+        self.frozen = False
+        shape_u, shape_v = _vector_shapes(weight, geometry)
+        seed = zlib.crc32(f"{name}{tuple(weight.shape)}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        u, v = (torch.randn(shape, generator=generator).to(weight) for shape in (shape_u, shape_v))
+        u, v = power_iteration(weight.detach(), u, v / torch.linalg.vector_norm(v), _FIRST_ITERATIONS, geometry)
+        self.register_buffer("_u", u)
+        self.register_buffer("_v", v)
+        # The weight (its address and version) that u and v were last fitted to; None: fit them at the next use.
+        self._fitted_to: tuple[int, int] | None = (weight.data_ptr(), weight._version)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The normalised weight, of weight's shape and dtype."""
+        sigma = self._sigma(weight, *self._vectors(weight))
+        return weight / torch.clamp_min(sigma / self.coeff, 1.0).to(weight.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What to store so that the weight becomes this one: itself, where its norm is at most coeff."""
+        self._fitted_to = None
+        return weight
+
+    def _sigma(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """⟨u, W v⟩, differentiable by W."""
+        dtype = _compute_dtype(weight)
+        with torch.autocast(weight.device.type, enabled=False):
+            sigma = (u.to(dtype) * layer_apply(weight.to(dtype), v.to(dtype), self.geometry)).sum()
+        # A host check: on a GPU it would wait for the device, and a NaN weight shows in every output anyway.
+        if weight.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(sigma)):
+            raise ValueError(
+                f"spectral_norm: the norm of the weight of shape {tuple(weight.shape)} is {float(sigma)}: the weight has "
+                "NaN, infinite or overflowing values. Remedy: a smaller learning rate, or load finite weights"
+            )
+        return sigma
+
+    @torch.no_grad()
+    def _vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """u and v for this use: iterated as the mode asks, and written back unless frozen."""
+        compiling = torch.compiler.is_compiling()
+        identity = _LOADED if compiling else (weight.data_ptr(), weight._version)
+        iterations, tol = 0, None
+        if self._fitted_to is None or not (compiling or self.training or self._fitted_to == identity):
+            iterations, tol = _REFRESH_ITERATIONS, _REFRESH_TOL
+        elif self.training and not self.frozen:
+            iterations, tol = self.n_power_iterations, self.tol
+        u, v = (self._u, self._v) if iterations == 0 else self._iterate(weight, iterations, tol)
+        if self.frozen:
+            return u, v
+        if iterations:
+            self._u.copy_(u)
+            self._v.copy_(v)
+        self._fitted_to = identity
+        # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
+        return self._u.clone(), self._v.clone()
+
+    def _iterate(self, weight: Tensor, iterations: int, tol: float | None) -> tuple[Tensor, Tensor]:
+        dtype = _compute_dtype(weight)
+        with torch.autocast(weight.device.type, enabled=False):
+            vectors = (self._u.to(dtype), self._v.to(dtype))
+            return power_iteration(weight.detach().to(dtype), *vectors, iterations, self.geometry, tol)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._fitted_to = _LOADED if {f"{prefix}_u", f"{prefix}_v"} <= state_dict.keys() else None
+
+    def extra_repr(self) -> str:
+        """Shown by repr."""
+        return f"coeff={self.coeff}, n_power_iterations={self.n_power_iterations}"
+
+
+def spectral_norm(
+    module: nn.Module,
+    coeff: float = 0.9,
+    *,
+    n_power_iterations: int = 1,
+    tol: float | None = None,
+    input_size: int | Sequence[int] | None = None,
+    name: str = "weight",
+) -> nn.Module:
+    """Constrain the norm of a layer's linear operator to about coeff, softly; changes the module in place.
+
+    Only a weight whose norm exceeds coeff is scaled. Linear layers and 1×1 convolutions are matrices; any other
+    convolution is normalised as the operator it is at its input size and padding (Gouk et al. 2018), not as the
+    reshaped kernel that ``torch.nn.utils.parametrizations.spectral_norm`` takes.
+
+    Args:
+        module: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` (zero or circular padding).
+        coeff: the Lipschitz coefficient c > 0; below 1 for a residual branch.
+        n_power_iterations: iterations per training forward, at least 1.
+        tol: iterate until σ's relative change is below tol instead, at most ``n_power_iterations`` times.
+        input_size: spatial size of the convolution's input in pixels; not needed for 1×1 and linear layers.
+        name: of the parameter.
+
+    Returns:
+        The module itself. Its state dict has ``parametrizations.<name>.original`` and ``….0._u``, ``….0._v``.
+
+    Raises:
+        TypeError: another kind of module, or a weight that is not of floating point.
+        ValueError: coeff ≤ 0, a convolution without ``input_size``, a padding mode that has no operator here, an
+            empty or non-finite weight, a weight that is already parametrized.
+
+    Example:
+        >>> layer = spectral_norm(torch.nn.Conv2d(3, 8, 3, padding=1), coeff=0.9, input_size=(32, 32))
+        >>> layer.weight.shape
+        torch.Size([8, 3, 3, 3])
+    """
+    _check_coeff(coeff)
+    if isinstance(n_power_iterations, bool) or not isinstance(n_power_iterations, int) or n_power_iterations < 1:
+        raise ValueError(f"n_power_iterations must be an int of at least 1, got {n_power_iterations!r}")
+    if tol is not None and not 0 < tol < 1:
+        raise ValueError(f"tol must be in (0, 1), got {tol!r}")
+    kind = parametrize.type_before_parametrizations(module)
+    axes = next((n for base, n in _CONVOLUTIONS.items() if issubclass(kind, base)), None)
+    if axes is None and not issubclass(kind, nn.Linear):
+        raise TypeError(f"spectral_norm serves nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d, got {kind.__name__}")
+    weight = getattr(module, name, None)
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"{kind.__name__} has no parameter named {name!r}")
+    if parametrize.is_parametrized(module, name):
+        raise ValueError(f"{kind.__name__}.{name} is already parametrized; remove_parametrizations first")
+    check_values(name, weight)
+    geometry = None if axes is None else _conv_geometry(module, weight, input_size, axes)
+    parametrization = SpectralNorm(
+        weight, coeff, n_power_iterations=n_power_iterations, tol=tol, geometry=geometry, name=name
+    ).train(module.training)
+    parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+    if input_size is not None and geometry is not None:
+        module.register_forward_pre_hook(check_input_size)
+    return module
+
+
+def find_spectral_norm(module: nn.Module, name: str = "weight") -> SpectralNorm | None:
+    """The module's own :class:`SpectralNorm`, if it has one."""
+    if parametrize.is_parametrized(module, name):
+        for parametrization in module.parametrizations[name]:  # type: ignore[index, union-attr]
+            if isinstance(parametrization, SpectralNorm):
+                return parametrization
+    return None
+
+
+@contextmanager
+def frozen_state(module: nn.Module) -> Iterator[None]:
+    """Within it normalised weights are computed once and the module's forward changes no state, in any mode.
+
+    Modules whose forward would (power iteration, data-dependent initialisation) have an attribute ``frozen``.
+    """
+    thawed = [part for part in module.modules() if getattr(part, "frozen", None) is False]
+    for part in thawed:
+        part.frozen = True  # type: ignore[assignment]
+    try:
+        with parametrize.cached():
+            yield
+    finally:
+        for part in thawed:
+            part.frozen = False  # type: ignore[assignment]
+
+
+def check_input_size(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook: a convolution is only used at the input size its norm was taken at."""
+    norm = find_spectral_norm(module)
+    if norm is None or norm.geometry is None:
+        return
+    expected, found = norm.geometry.input_size, tuple(args[0].shape[-len(norm.geometry.input_size) :])
+    if found != expected:
+        raise ValueError(
+            f"this convolution was normalised for input_size={expected}, got an input of spatial size {found}: its "
+            "Lipschitz bound does not hold there. Remedy: build it with that input_size"
+        )
+
+
+def _check_coeff(coeff: float) -> None:
+    if isinstance(coeff, bool) or not isinstance(coeff, int | float) or not 0 < coeff < float("inf"):
+        raise ValueError(f"coeff must be a positive number, got {coeff!r}")
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """Float32 for low precision, else the weight's own."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _conv_geometry(
+    module: nn.Module, weight: Tensor, input_size: int | Sequence[int] | None, axes: int
+) -> ConvGeometry | None:
+    """The operator of a convolution module; None where it is a matrix."""
+    conv: Any = module
+    if conv.padding_mode not in ("zeros", "circular"):
+        raise ValueError(
+            f"spectral_norm has no operator for padding_mode={conv.padding_mode!r}. Remedy: 'zeros' or 'circular'"
+        )
+    padding = conv_padding(conv.padding, weight.shape[2:], conv.dilation)
+    repeats = conv.padding_mode == "circular" and any(map(any, padding))
+    if input_size is None and (weight[0, 0].numel() > 1 or repeats):
+        raise ValueError(
+            f"input_size is missing: the norm of a convolution with a kernel of {tuple(weight.shape[2:])} depends on "
+            f"the spatial size of its input. Remedy: input_size={('H', 'W', 'D')[:axes]} in pixels"
+        )
+    geometry = ConvGeometry(
+        input_size=(1,) * axes if input_size is None else per_axis("input_size", input_size, axes),
+        stride=conv.stride,
+        dilation=conv.dilation,
+        padding=padding,
+        padding_mode=conv.padding_mode,
+        groups=conv.groups,
+    )
+    if min(geometry.output_size(tuple(weight.shape[2:]))) < 1:
+        raise ValueError(
+            f"input_size={geometry.input_size} is too small for a kernel of {tuple(weight.shape[2:])} with padding "
+            f"{conv.padding!r}"
+        )
+    matrix = weight[0, 0].numel() == 1 and conv.groups == 1 and not repeats
+    return None if matrix else geometry
+
+
+def _vector_shapes(weight: Tensor, geometry: ConvGeometry | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of u and v."""
+    if geometry is None:
+        out, into = weight.flatten(1).shape
+        return (out,), (into,)
+    c_in = weight.shape[1] * geometry.groups
+    return (weight.shape[0], *geometry.output_size(tuple(weight.shape[2:]))), (c_in, *geometry.input_size)

@@ -1,0 +1,49 @@
+"""What an inverse returns, and the error it raises rather than return a wrong x."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InverseResult:
+    """Solution of x + g(x) = y with what is known of it, sample by sample.
+
+    Attributes:
+        x: (B, ...) the solution; of y's shape, dtype and device.
+        residual: (B,) ‖y − g(x̂) − x̂‖ of the last evaluated iterate x̂, in y's dtype. Without a proven Lipschitz
+            constant x is x̂; with one, x is the closer y − g(x̂).
+        error_bound: (B,) proven bound L/(1−L)·residual of the distance to the true x, in exact arithmetic; NaN
+            without a proven Lipschitz constant. Rounding adds at most the error of one evaluation of g over 1 − L.
+        iterations: (B,) int64, steps taken until the sample was frozen.
+        evaluations: how often g was called (on the samples still active).
+        converged: (B,) bool, whether the stopping rule was met.
+        certified: (B,) bool, converged by a proven bound.
+        path: which implementation solved it.
+    """
+
+    x: Tensor
+    residual: Tensor
+    error_bound: Tensor
+    iterations: Tensor
+    evaluations: int
+    converged: Tensor
+    certified: Tensor
+    path: str
+
+
+class NotConvergedError(RuntimeError):
+    """The inverse did not reach its tolerance.
+
+    Attributes:
+        result: the :class:`InverseResult` with the iterates as they were left.
+    """
+
+    def __init__(self, message: str, result: InverseResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+    def __reduce__(self) -> tuple[type[NotConvergedError], tuple[str, InverseResult]]:
+        return type(self), (str(self), self.result)
