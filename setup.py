@@ -20,10 +20,17 @@ except ModuleNotFoundError:
 
 def compiler_works() -> bool:
     """Whether the C++ compiler (CXX, by default c++) exists and knows C++20."""
-    command = [*shlex.split(cpp_extension.get_cxx_compiler()), "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    command = [
+        *shlex.split(cpp_extension.get_cxx_compiler()),
+        "-std=c++20",
+        "-fsyntax-only",
+        "-x",
+        "c++",
+        "-",
+    ]
     try:
         program = "#include <concepts>\nint main() { static_assert(std::integral<int>); }\n"
-        return subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0
+        return subprocess.run(command, input=program, text=True, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
 

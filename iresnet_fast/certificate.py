@@ -374,18 +374,21 @@ _LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad)
 _CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpectralLinear, SpectralConv2d)
 
-for _type in _WEIGHTED:
-    register_lipschitz(_type, lambda module: _layer_bound(module, module.weight))
-for _type in (nn.Identity, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Flatten):
-    register_lipschitz(_type, lambda module: 1.0)
-for _type in (LipSwish, MaxMin):
-    register_lipschitz(_type, lambda module: 1.0)
-for _type in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
-    register_lipschitz(_type, _dropout)
-for _type in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-    register_lipschitz(_type, _batch_norm)
-register_lipschitz(nn.ELU, lambda module: max(1.0, abs(module.alpha)))
-register_lipschitz(nn.LeakyReLU, lambda module: max(1.0, abs(module.negative_slope)))
-register_lipschitz(nn.Sigmoid, lambda module: 0.25)
-register_lipschitz(nn.SiLU, lambda module: _SILU)
-register_lipschitz(nn.GELU, lambda module: _GELU)
+_ONE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Flatten, LipSwish, MaxMin)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_BUILT_IN: tuple[tuple[tuple[type[nn.Module], ...], LipschitzFn], ...] = (
+    (_WEIGHTED, lambda module: _layer_bound(module, module.weight)),
+    (_ONE, lambda module: 1.0),
+    (_DROPOUTS, _dropout),
+    (_BATCH_NORMS, _batch_norm),
+    ((nn.ELU,), lambda module: max(1.0, abs(module.alpha))),
+    ((nn.LeakyReLU,), lambda module: max(1.0, abs(module.negative_slope))),
+    ((nn.Sigmoid,), lambda module: 0.25),
+    ((nn.SiLU,), lambda module: _SILU),
+    ((nn.GELU,), lambda module: _GELU),
+)
+for _types, _fn in _BUILT_IN:
+    for _type in _types:
+        register_lipschitz(_type, _fn)

@@ -149,7 +149,9 @@ class IResNetClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Latents (B, *latent_shape) of images (B, *in_shape)."""
         if x.dim() != 4 or tuple(x.shape[1:]) != self.config.in_shape:
-            raise ValueError(f"this network takes (B, {', '.join(map(str, self.config.in_shape))}), got {tuple(x.shape)}")
+            raise ValueError(
+                f"this network takes (B, {', '.join(map(str, self.config.in_shape))}), got {tuple(x.shape)}"
+            )
         if not x.is_floating_point():
             raise TypeError(f"images must be of floating point, got {x.dtype}; scale them, as in x.float() / 255")
         z: Tensor = self.trunk(x)
@@ -187,8 +189,8 @@ def _read_config(config: str | Path) -> dict[str, Any]:
     names = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     if str(config) not in names:
         raise ValueError(
-            f"unknown configuration {str(config)!r}{_nearest(str(config), names)}; there are {', '.join(names)}, or the "
-            "path of a .toml file"
+            f"unknown configuration {str(config)!r}{_nearest(str(config), names)}; there are {', '.join(names)}, or "
+            "the path of a .toml file"
         )
     return tomllib.loads((folder / f"{config}.toml").read_text(encoding="utf-8"))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LipSwish(nn.Module):
-    r"""LipSwish, :math:`x\,\sigma(\mathrm{softplus}(\beta)\,x)/1.1` (Chen et al. 2019): smooth, of Lipschitz constant 1.
+    r"""LipSwish, :math:`x\,\sigma(\mathrm{softplus}(\beta)\,x)/1.1` (Chen et al. 2019), of Lipschitz constant 1.
 
     Swish rises by at most 1.0998 for every :math:`\beta > 0`, and its derivative does not saturate where the
     Jacobian is largest, unlike ELU's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import nn
@@ -79,7 +80,7 @@ class LipschitzMLP(nn.Sequential):
     ) -> None:
         widths = [features, *hidden, features]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in itertools.pairwise(widths):
             linear = nn.Linear(before, after)
             if coeff is not None:
                 spectral_norm(linear, coeff, n_power_iterations=n_power_iterations)

@@ -34,7 +34,7 @@ class InvertibleResidualBlock(nn.Module):
         self._proof: tuple[float, tuple[Any, ...]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """X + g(x)."""
+        """Map x to x + g(x)."""
         image: Tensor = self.g(x)
         if image.shape != x.shape:
             raise ValueError(

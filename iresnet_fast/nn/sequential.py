@@ -80,5 +80,5 @@ class InvertibleSequential(nn.Sequential):
                 results += reversed(inner)
             else:
                 with torch.no_grad():
-                    x = module.inverse(x)
+                    x = module.inverse(x)  # type: ignore[operator]
         return x, results[::-1]

@@ -93,14 +93,14 @@ class SpectralNorm(nn.Module):
         # A host check: on a GPU it would wait for the device, and a NaN weight shows in every output anyway.
         if weight.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(sigma)):
             raise ValueError(
-                f"spectral_norm: the norm of the weight of shape {tuple(weight.shape)} is {float(sigma)}: the weight has "
+                f"spectral_norm: the norm of the weight of shape {tuple(weight.shape)} is {float(sigma)}: it has "
                 "NaN, infinite or overflowing values. Remedy: a smaller learning rate, or load finite weights"
             )
         return sigma
 
     @torch.no_grad()
     def _vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """u and v for this use: iterated as the mode asks, and written back unless frozen."""
+        """U and v for this use: iterated as the mode asks, and written back unless frozen."""
         compiling = torch.compiler.is_compiling()
         identity = _LOADED if compiling else (weight.data_ptr(), weight._version)
         iterations, tol = 0, None
@@ -197,7 +197,7 @@ def spectral_norm(
 def find_spectral_norm(module: nn.Module, name: str = "weight") -> SpectralNorm | None:
     """The module's own :class:`SpectralNorm`, if it has one."""
     if parametrize.is_parametrized(module, name):
-        for parametrization in module.parametrizations[name]:  # type: ignore[index, union-attr]
+        for parametrization in module.parametrizations[name]:  # type: ignore[index]
             if isinstance(parametrization, SpectralNorm):
                 return parametrization
     return None

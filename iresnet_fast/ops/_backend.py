@@ -38,11 +38,13 @@ class Op:
         backends: for each kind of device, the backends in order of preference, ``"reference"`` last.
         self_test: runs the op on the given device through whatever serves it, and returns its largest error
             relative to a float64 oracle; for ``iresnet-fast doctor``.
+        self_test_tolerance: the largest such error that passes.
     """
 
     name: str
     backends: dict[str, tuple[str, ...]]
     self_test: Callable[[torch.device], float]
+    self_test_tolerance: float
     _warned: set[str] = field(default_factory=set, compare=False)
 
     def obstacle(self, backend: str, device_type: str) -> str | None:

@@ -82,6 +82,7 @@ OP = register(
         "conv_singular_values",
         {"cpu": ("extension", "reference"), "cuda": ("reference",)},
         _self_test,
+        self_test_tolerance=1e-7,
     )
 )
 
@@ -106,6 +107,4 @@ if _extension.loaded:
         (weight,) = ctx.saved_tensors
         return reference.conv_singular_values_vjp(weight, grad, *ctx.geometry), None, None, None, None, None
 
-    torch.library.register_autograd(
-        "iresnet_fast::conv_singular_values", _backward, setup_context=_setup_context
-    )
+    torch.library.register_autograd("iresnet_fast::conv_singular_values", _backward, setup_context=_setup_context)

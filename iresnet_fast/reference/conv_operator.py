@@ -77,11 +77,15 @@ def conv_adjoint(weight: Tensor, y: Tensor, geometry: ConvGeometry) -> Tensor:
 
 
 def conv_matrix(weight: Tensor, geometry: ConvGeometry) -> Tensor:
-    """Build the dense matrix of the operator by applying it to every basis vector.
+    """Build the dense matrix of the operator by applying it, or its adjoint, to every basis vector.
 
     Returns:
-        A tensor of shape (c_out·∏output_size, c_in·∏input_size), in the weight's dtype. For tests and small sizes.
+        A tensor of shape (c_out·∏output_size, c_in·∏input_size), in the weight's dtype. For small operators.
     """
-    shape = (weight.shape[1] * geometry.groups, *geometry.input_size)
-    basis = torch.eye(math.prod(shape), dtype=weight.dtype, device=weight.device).view(-1, *shape)
-    return conv_apply(weight, basis, geometry).flatten(1).T
+    into = (weight.shape[1] * geometry.groups, *geometry.input_size)
+    out = (weight.shape[0], *geometry.output_size(tuple(weight.shape[2:])))
+    if math.prod(into) <= math.prod(out):
+        basis = torch.eye(math.prod(into), dtype=weight.dtype, device=weight.device)
+        return conv_apply(weight, basis.view(-1, *into), geometry).flatten(1).T
+    basis = torch.eye(math.prod(out), dtype=weight.dtype, device=weight.device)
+    return conv_adjoint(weight, basis.view(-1, *out), geometry).flatten(1)

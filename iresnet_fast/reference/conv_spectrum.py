@@ -31,8 +31,7 @@ def conv_symbol(
     """
     axes = len(grid)
     positions = [
-        torch.arange(k, device=weight.device) * d % n
-        for k, d, n in zip(weight.shape[2:], dilation, grid, strict=True)
+        torch.arange(k, device=weight.device) * d % n for k, d, n in zip(weight.shape[2:], dilation, grid, strict=True)
     ]
     wrapped = weight
     for axis, (index, n) in enumerate(zip(positions, grid, strict=True), start=2):
@@ -98,7 +97,7 @@ def conv_symbol_adjoint(
         dilation: as for :func:`conv_symbol`.
     """
     axes = tuple(range(len(grid)))
-    aliases = symbol.chunk(math.prod(stride), dim=-1)
+    aliases = list(symbol.chunk(math.prod(stride), dim=-1))
     for axis in reversed(axes):
         # Innermost aliases first: the last axis counts fastest.
         s = stride[axis]

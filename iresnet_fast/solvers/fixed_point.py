@@ -189,9 +189,7 @@ def _check_image(image: Tensor, x: Tensor) -> None:
         raise TypeError(f"g must keep the dtype of its input, but maps {x.dtype} to {image.dtype}")
 
 
-def _explain(
-    result: InverseResult, y: Tensor, tol: float, lipschitz: float | None, max_iterations: int | None
-) -> str:
+def _explain(result: InverseResult, y: Tensor, tol: float, lipschitz: float | None, max_iterations: int | None) -> str:
     """What did not converge, how far it came, and what to do about it."""
     failed = (~result.converged).nonzero().flatten().tolist()
     named = ", ".join(map(str, failed[:5])) + (", …" if len(failed) > 5 else "")

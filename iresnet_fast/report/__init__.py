@@ -1,0 +1,1 @@
+"""Measurements put into tables, figures and pages."""

@@ -1,0 +1,116 @@
+"""The figures of the demonstration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..certificate import Certificate
+from .convergence import BlockConvergence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BLUE, _ORANGE, _GREY = "#2563a8", "#d9662b", "#8a8f98"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, drawn without a display.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415  (an optional package)
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "figures are drawn by matplotlib, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def draw_reconstructions(
+    images: Tensor, rows: Sequence[tuple[str, Tensor, Sequence[float]]], path: Path, count: int = 12
+) -> None:
+    """Original images above what each network reconstructs from its latents, with the error under each."""
+    figure = new_figure(1.0 * count + 1.6, 1.25 * (len(rows) + 1))
+    axes = figure.subplots(len(rows) + 1, count, squeeze=False)
+    everything = [("original", images, [math.nan] * len(images)), *rows]
+    for row, (name, pictures, errors) in zip(axes, everything, strict=True):
+        for column, axis in enumerate(row[:count]):
+            axis.imshow(pictures[column, 0].nan_to_num(0.0).clamp(-0.5, 0.5), cmap="gray_r", vmin=-0.5, vmax=0.5)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if not math.isnan(errors[column]):
+                axis.set_xlabel(f"{errors[column]:.0e}", fontsize=8)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    figure.suptitle("Held-out images reconstructed from the latents (below each: relative error)", fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def draw_convergence(curves: Sequence[BlockConvergence], path: Path) -> None:
+    """Error of each block's inverse against iterations, and the proven bound of the slowest block."""
+    figure = new_figure(7.0, 4.4)
+    axis = figure.subplots()
+    for index, curve in enumerate(curves):
+        axis.semilogy(
+            range(len(curve.errors)),
+            [max(error, 1e-17) for error in curve.errors],
+            color=_BLUE,
+            alpha=0.55,
+            lw=1.3,
+            label="measured error, one line per block" if index == 0 else None,
+        )
+    bounded = [curve for curve in curves if curve.bounds]
+    if bounded:
+        worst = max(bounded, key=lambda curve: curve.bounds[-1])
+        axis.semilogy(
+            range(len(worst.bounds)),
+            worst.bounds,
+            color=_ORANGE,
+            ls="--",
+            lw=1.8,
+            label=f"proven bound $L^n/(1-L)\\,\\|x_1-x_0\\|$, L = {worst.lipschitz:.3f}",
+        )
+    axis.axhline(1.2e-7, color=_GREY, lw=1, ls=":")
+    axis.text(
+        len(curves[0].errors) - 1,
+        1.4e-7,
+        "float32 resolution",
+        color=_GREY,
+        ha="right",
+        va="bottom",
+        fontsize=8,
+    )
+    axis.set_xlabel("fixed-point iterations n (evaluations of g)")
+    axis.set_ylabel("largest relative error ‖xₙ − x‖ / ‖x‖")
+    axis.set_title("Inverting a block: the error falls far faster than the bound that proves it", fontsize=11)
+    axis.set_ylim(1e-16, None)
+    axis.legend(frameon=False, fontsize=9)
+    axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=130)
+
+
+def draw_norms(networks: Sequence[tuple[str, Certificate]], coeff: float, path: Path) -> None:
+    """Proven largest singular value of every layer of each network, against 1 and the coefficient."""
+    figure = new_figure(7.0, 4.0)
+    axis = figure.subplots()
+    for (name, certificate), color, marker in zip(networks, (_BLUE, _ORANGE), ("o", "s"), strict=False):
+        layers = [layer for block in certificate.blocks for layer in block.layers]
+        norms = [layer.bound if layer.bound is not None else math.nan for layer in layers]
+        axis.plot(range(1, len(norms) + 1), norms, marker, color=color, ms=4.5, label=name)
+    axis.axhline(1.0, color="black", lw=1)
+    axis.axhline(coeff, color=_BLUE, lw=1, ls="--", label=f"coeff = {coeff}")
+    axis.set_yscale("log")
+    axis.set_yticks([0.3, 0.5, 0.9, 2, 5], ["0.3", "0.5", "0.9", "2", "5"])
+    axis.minorticks_off()
+    axis.set_xlabel("convolution, from input to output")
+    axis.set_ylabel("largest singular value (proven bound)")
+    axis.set_title("Layers above 1 can make a block fold space; layers below 1 cannot", fontsize=11)
+    axis.legend(frameon=False, fontsize=9)
+    axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=130)

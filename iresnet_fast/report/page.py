@@ -1,0 +1,45 @@
+"""The demonstration's report: one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from .demo import DemoResult, relative_errors
+from .figures import draw_convergence, draw_norms, draw_reconstructions
+
+
+def write_report(result: DemoResult, out: Path) -> Path:
+    """Draw the figures as PNGs and write ``report.html`` with them inside; returns its path.
+
+    Raises:
+        ModuleNotFoundError: matplotlib or jinja2 is not installed.
+    """
+    try:
+        import jinja2  # noqa: PLC0415  (an optional package)
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "the report is made with jinja2, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
+        ) from None
+    out.mkdir(parents=True, exist_ok=True)
+    names = [network.name for network in result.networks]
+    rows = [
+        (name, found, relative_errors(found, result.images).tolist())
+        for name, found in zip(names, result.reconstructions, strict=True)
+    ]
+    draw_reconstructions(result.images, rows, out / "reconstructions.png")
+    draw_convergence(result.convergence, out / "convergence.png")
+    coeff = result.networks[0].coeff
+    draw_norms(list(zip(names, result.certificates, strict=True)), 1.0 if coeff is None else coeff, out / "norms.png")
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("iresnet_fast.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    figures = {
+        name: base64.b64encode((out / f"{name}.png").read_bytes()).decode()
+        for name in ("reconstructions", "convergence", "norms")
+    }
+    path = out / "report.html"
+    page = environment.get_template("report.html").render(result=result, figures=figures)
+    path.write_text(page, encoding="utf-8")
+    return path
