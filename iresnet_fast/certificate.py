@@ -220,7 +220,7 @@ def enforce(model: nn.Module) -> Certificate:
         if norm is None:
             continue
         with frozen_state(module):
-            effective = module.weight.detach().clone()  # type: ignore[operator, union-attr]
+            effective = module.weight.detach().clone()  # type: ignore[operator]
         original = module.parametrizations.weight.original  # type: ignore[union-attr]
         for _ in range(_ENFORCE_ROUNDS):
             bound = _layer_bound(module, effective)

@@ -1,5 +1,6 @@
 // Singular values of a circular convolution at its distinct frequencies, parallel over frequencies.
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/complex.h>

@@ -112,10 +112,12 @@ def conv_norm_bound(
     if padding_mode == "zeros":
         grid = tuple(s * max(-(-(n + max(p)) // s), m) for (n, _, s, _, p), m in zip(rows, outputs, strict=True))
     else:
+        grid = size
+        # Outputs that lie a whole input apart are equal.
+        spans = ((m - 1) * s + 1 for m, s in zip(outputs, stride, strict=True))
+        multiplicity = math.prod(-(-span // n) for span, n in zip(spans, size, strict=True))
         if any(n % s for n, s in zip(size, stride, strict=True)):
             stride = (1,) * axes  # the outputs are some of those of stride 1
-        grid = size
-        multiplicity = math.prod(-(-m * s // n) for m, s, n in zip(outputs, stride, size, strict=True))
     values = conv_singular_values(weight, grid, stride=stride, dilation=dilation, groups=groups)
     return values.amax() * (math.sqrt(multiplicity) * rounding_factor(weight))
 

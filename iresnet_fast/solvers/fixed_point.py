@@ -16,6 +16,8 @@ from .result import InverseResult, NotConvergedError
 _PATIENCE = 20
 # Iterations allowed where no Lipschitz constant is known to bound them.
 _MAX_ITERATIONS = 1000
+# Rounding of one evaluation of y − g(x), in eps of the larger of ‖x‖ and ‖y‖; part of every reported bound.
+_ROUNDING = 4
 _ON_FAILURE = ("raise", "warn", "return")
 
 
@@ -87,7 +89,7 @@ def _iterate(
     max_iterations: int | None,
 ) -> InverseResult:
     """Run the iteration on the samples that are still active, and record each one's state when it stops."""
-    solution = x.clone()
+    solution, target = x.clone(), y
     final_residual = sample_norms(y).fill_(math.inf)
     iterations = torch.zeros(len(y), dtype=torch.int64, device=y.device)
     converged = torch.zeros(len(y), dtype=torch.bool, device=y.device)
@@ -123,13 +125,21 @@ def _iterate(
     return InverseResult(
         x=solution,
         residual=final_residual,
-        error_bound=final_residual * factor if known else torch.full_like(final_residual, math.nan),
+        error_bound=_error_bound(final_residual, solution, target, lipschitz),
         iterations=iterations,
         evaluations=step,
         converged=converged,
         certified=converged.clone() if known else torch.zeros_like(converged),
         path="picard",
     )
+
+
+def _error_bound(residual: Tensor, x: Tensor, y: Tensor, lipschitz: float | None) -> Tensor:
+    """(L·residual + rounding)/(1 − L): the a-posteriori bound, with a term for the rounding of one evaluation."""
+    if lipschitz is None:
+        return torch.full_like(residual, math.nan)
+    rounding = _ROUNDING * torch.finfo(y.dtype).eps * torch.maximum(sample_norms(x), sample_norms(y))
+    return (lipschitz * residual + rounding) / (1 - lipschitz)
 
 
 def _iteration_limit(

@@ -15,8 +15,9 @@ class InverseResult:
         x: (B, ...) the solution; of y's shape, dtype and device.
         residual: (B,) ‖y − g(x̂) − x̂‖ of the last evaluated iterate x̂, in y's dtype. Without a proven Lipschitz
             constant x is x̂; with one, x is the closer y − g(x̂).
-        error_bound: (B,) proven bound L/(1−L)·residual of the distance to the true x, in exact arithmetic; NaN
-            without a proven Lipschitz constant. Rounding adds at most the error of one evaluation of g over 1 − L.
+        error_bound: (B,) proven bound (L·residual + δ)/(1−L) of the distance to the true x; NaN without a proven
+            Lipschitz constant. δ = 4·eps·max(‖x‖, ‖y‖) stands for the rounding of one evaluation of y − g(x); the
+            stopping rule leaves it out, so it is what remains where L is close to 1.
         iterations: (B,) int64, steps taken until the sample was frozen.
         evaluations: how often g was called (on the samples still active).
         converged: (B,) bool, whether the stopping rule was met.

@@ -1,0 +1,20 @@
+"""The only table of tolerances: what is promised, and the tests hold the code to it."""
+
+import torch
+
+# Singular values, relative to the largest (numerics: gram at worst 3e-8, svd 1e-12).
+SPECTRUM = {"gram": 3e-8, "svd": 1e-12}
+# gram on random kernels of full rank.
+SPECTRUM_FULL_RANK = 1e-12
+# A proven bound may lie this far below a dense norm that was itself computed in float64.
+NORM_ROUNDING = 1e-12
+# The bound of a zero-padded operator at n = 32 above its true norm.
+BOUND_TIGHTNESS = 1.08
+# Round trips, relative, by dtype.
+ROUND_TRIP = {torch.float64: 1e-10, torch.float32: 2e-6}
+# Power iteration run to convergence against the dense norm.
+POWER_ITERATION = 1e-6
+# Operators against each other in float64 (adjoints, layers against matrices).
+FLOAT64 = 1e-12
+# enforce: dense norm over coeff.
+ENFORCED = 1e-6
