@@ -51,6 +51,7 @@ def demo(
 ) -> None:
     """Train a certified invertible network on real digits, prove it, invert it, and compare with a plain ResNet."""
     console = _err if as_json else _out
+    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -120,7 +121,7 @@ def _print_demo(console: Console, result: DemoResult) -> None:
     for label, cells in rows:
         table.add_row(label, *cells)
     console.print(table)
-    timings = Table(title="Inverse of all of them", title_justify="left")
+    timings = Table(title=f"Inverse of {result.settings['timed_images']} of them", title_justify="left")
     for heading in ("method", "time", "error", "times ours"):
         timings.add_column(heading, justify="left" if heading == "method" else "right")
     for timing in result.timings:

@@ -69,16 +69,20 @@ class SpectralNorm(nn.Module):
         seed = zlib.crc32(f"{name}{tuple(weight.shape)}".encode())
         generator = torch.Generator().manual_seed(seed)
         u, v = (torch.randn(shape, generator=generator).to(weight) for shape in (shape_u, shape_v))
-        u, v = power_iteration(weight.detach(), u, v / torch.linalg.vector_norm(v), _FIRST_ITERATIONS, geometry)
-        self.register_buffer("_u", u)
-        self.register_buffer("_v", v)
+        self.register_buffer("_u", u / torch.linalg.vector_norm(u))
+        self.register_buffer("_v", v / torch.linalg.vector_norm(v))
         # The weight (its address and version) that u and v were last fitted to; None: fit them at the next use.
-        self._fitted_to: tuple[int, int] | None = (weight.data_ptr(), weight._version)
+        self._fitted_to: tuple[int, int] | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normalised weight, of weight's shape and dtype."""
         sigma = self._sigma(weight, *self._vectors(weight))
         return weight / torch.clamp_min(sigma / self.coeff, 1.0).to(weight.dtype)
+
+    def start(self, weight: Tensor) -> None:
+        """Fit u and v to a weight for the first time, by a fixed number of iterations."""
+        self._u, self._v = (part.to(weight.dtype) for part in self._iterate(weight, _FIRST_ITERATIONS, None))
+        self._fitted_to = (weight.data_ptr(), weight._version)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What to store so that the weight becomes this one: itself, where its norm is at most coeff."""
@@ -93,7 +97,7 @@ class SpectralNorm(nn.Module):
         # A host check: on a GPU it would wait for the device, and a NaN weight shows in every output anyway.
         if weight.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(sigma)):
             raise ValueError(
-                f"spectral_norm: the norm of the weight of shape {tuple(weight.shape)} is {float(sigma)}: it has "
+                f"spectral_norm: the norm of the weight of shape {tuple(weight.shape)} is {sigma.item()}: it has "
                 "NaN, infinite or overflowing values. Remedy: a smaller learning rate, or load finite weights"
             )
         return sigma
@@ -189,6 +193,7 @@ def spectral_norm(
         weight, coeff, n_power_iterations=n_power_iterations, tol=tol, geometry=geometry, name=name
     ).train(module.training)
     parametrize.register_parametrization(module, name, parametrization, unsafe=True)
+    parametrization.start(module.parametrizations[name].original)  # type: ignore[index, union-attr]
     if input_size is not None and geometry is not None:
         module.register_forward_pre_hook(check_input_size)
     return module

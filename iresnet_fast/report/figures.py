@@ -42,7 +42,7 @@ def draw_reconstructions(
     everything = [("original", images, [math.nan] * len(images)), *rows]
     for row, (name, pictures, errors) in zip(axes, everything, strict=True):
         for column, axis in enumerate(row[:count]):
-            axis.imshow(pictures[column, 0].nan_to_num(0.0).clamp(-0.5, 0.5), cmap="gray_r", vmin=-0.5, vmax=0.5)
+            axis.imshow(pictures[column, 0].nan_to_num(0.0).numpy(), cmap="gray_r", vmin=-0.5, vmax=0.5)
             axis.set_xticks([])
             axis.set_yticks([])
             if not math.isnan(errors[column]):

@@ -21,7 +21,6 @@ def write_report(result: DemoResult, out: Path) -> Path:
         raise ModuleNotFoundError(
             "the report is made with jinja2, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
         ) from None
-    out.mkdir(parents=True, exist_ok=True)
     names = [network.name for network in result.networks]
     rows = [
         (name, found, relative_errors(found, result.images).tolist())

@@ -1,0 +1,96 @@
+"""The demonstration, shortened, and its report."""
+
+import base64
+import json
+import re
+
+import pytest
+import torch
+
+from iresnet_fast.data import load_digits
+from iresnet_fast.report.convergence import block_convergence
+from iresnet_fast.report.demo import relative_errors, run_demo, write_results
+from iresnet_fast.report.page import write_report
+from iresnet_fast.training import classification_error, fit_classifier
+from tests.helpers import small_classifier
+
+
+@pytest.fixture(scope="module")
+def result():
+    return run_demo(epochs=1)
+
+
+def test_certified_network_is_proven_and_inverted(result):
+    certified, plain = result.networks
+    assert certified.guaranteed
+    assert certified.certified == certified.converged == 1
+    assert certified.worst_reconstruction_error < 1e-5
+    assert certified.largest_lipschitz < 1
+    assert not plain.guaranteed
+    assert plain.certified == 0
+    assert certified.test_error < 0.6
+
+
+def test_inverses_are_compared_at_equal_error(result):
+    ours, papers, fewest = result.timings
+    assert ours.reconstruction_error < 1e-6
+    assert papers.reconstruction_error < 1e-6
+    assert fewest.reconstruction_error <= 1.1 * ours.reconstruction_error
+    assert papers.seconds > 3 * ours.seconds
+
+
+def test_writes_a_report_that_needs_no_other_file(result, tmp_path):
+    write_results(result, tmp_path)
+    page = write_report(result, tmp_path).read_text(encoding="utf-8")
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    images = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
+    assert len(images) == 3
+    assert {base64.b64decode(image) for image in images} == {path.read_bytes() for path in tmp_path.glob("*.png")}
+    assert "guaranteed inverse" in page
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["networks"][0]["guaranteed"] is True
+    assert "yes" in (tmp_path / "certificate.md").read_text()
+
+
+def test_convergence_stays_below_its_bound():
+    model = small_classifier()
+    curves = block_convergence(model, torch.randn(8, 1, 8, 8), n_iterations=15)
+    assert len(curves) == 3
+    for curve in curves:
+        assert all(error <= bound + 1e-15 for error, bound in zip(curve.errors, curve.bounds, strict=True))
+
+
+def test_errors_count_nan_as_infinite():
+    found, images = torch.full((2, 1, 2, 2), float("nan")), torch.ones(2, 1, 2, 2)
+    assert relative_errors(found, images).isinf().all()
+
+
+def test_digits():
+    split = load_digits(test_share=0.25, seed=1)
+    assert len(split.train_images) + len(split.test_images) == 1797
+    assert split.train_images.min() == -0.5
+    assert split.train_images.max() == 0.5
+    again = load_digits(test_share=0.25, seed=1)
+    assert torch.equal(split.test_images, again.test_images)
+    assert (split.test_labels.bincount() >= 40).all()
+
+
+def test_training_is_repeatable():
+    split = load_digits()
+    errors = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        model = small_classifier()
+        fit_classifier(model, split.train_images[:256], split.train_labels[:256], epochs=1)
+        errors.append(classification_error(model, split.test_images, split.test_labels))
+    assert errors[0] == errors[1]
+
+
+def test_training_bad_input():
+    model = small_classifier()
+    with pytest.raises(ValueError, match="0 images, 0 labels"):
+        fit_classifier(model, torch.empty(0, 1, 8, 8), torch.empty(0), epochs=1)
+    with pytest.raises(ValueError, match="epochs"):
+        fit_classifier(model, torch.ones(1, 1, 8, 8), torch.ones(1), epochs=0)
+    with pytest.raises(RuntimeError, match="loss became nan"):
+        fit_classifier(model, torch.full((4, 1, 8, 8), float("nan")), torch.zeros(4, dtype=torch.int64), epochs=1)

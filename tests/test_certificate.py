@@ -1,0 +1,247 @@
+"""What is proven, what is refused, and that a proof lapses with what it was a proof of."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import iresnet_fast as irf
+from iresnet_fast import certificate as module_under_test
+from iresnet_fast.nn import InvertibleResidualBlock, InvertibleSequential, LipschitzMLP, find_spectral_norm
+from tests.helpers import dense_norm, small_classifier
+from tests.tolerances import ENFORCED, NORM_ROUNDING
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(module_under_test, "_REGISTRY", dict(module_under_test._REGISTRY))
+
+
+def block_of(*layers):
+    return InvertibleResidualBlock(nn.Sequential(*layers)).eval()
+
+
+def oversized(model, factor=3.0):
+    """A model whose normalised weights exceed coeff, as one power iteration a step can leave them."""
+    for module in model.modules():
+        norm = find_spectral_norm(module)
+        if norm is not None:
+            original = module.parametrizations.weight.original
+            with torch.no_grad():
+                original.mul_(factor)
+                norm._u.copy_(torch.randn_like(norm._u) / norm._u.numel() ** 0.5)
+            norm._fitted_to = (original.data_ptr(), original._version)
+    return model
+
+
+def test_bounds_are_never_below_the_dense_norms(device):
+    model = small_classifier().to(device)
+    certificate = irf.certify(model)
+    layers = {layer.name: layer for block in certificate.blocks for layer in block.layers}
+    assert len(layers) == 9
+    for name, layer in layers.items():
+        exact = dense_norm(model.get_submodule(name))
+        assert exact * (1 - NORM_ROUNDING) <= layer.bound <= 1.08 * exact
+        assert layer.coeff == 0.9
+    for block in certificate.blocks:
+        assert block.lipschitz == pytest.approx(math.prod(layer.bound for layer in block.layers))
+
+
+def test_network_bound_holds(device):
+    model = small_classifier().to(device).double()
+    certificate = irf.enforce(model)
+    assert certificate.guaranteed
+    x = torch.randn(64, 1, 8, 8, dtype=torch.float64, device=device)
+    y = x + 1e-3 * torch.randn_like(x)
+    stretch = (model.features(x) - model.features(y)).flatten(1).norm(dim=1) / (x - y).flatten(1).norm(dim=1)
+    assert stretch.max() <= certificate.lipschitz
+    assert 1 / stretch.min() <= certificate.inverse_lipschitz
+
+
+def test_enforce_brings_every_norm_below_coeff():
+    model = oversized(small_classifier())
+    assert not irf.certify(model).guaranteed
+    assert irf.enforce(model).guaranteed
+    for module in model.modules():
+        if find_spectral_norm(module):
+            assert dense_norm(module) <= 0.9 * (1 + ENFORCED)
+    again = {name: value.clone() for name, value in model.state_dict().items()}
+    irf.enforce(model)
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
+
+
+def test_certificate_of_a_trained_step_can_say_no_and_names_the_remedy():
+    certificate = irf.certify(oversized(small_classifier()))
+    assert not certificate.guaranteed
+    assert certificate.inverse_lipschitz is None
+    assert "not below 1. Remedy: spectral_norm with a smaller coeff, or enforce(model)" in certificate.obstacles[0]
+
+
+def test_proof_reaches_the_inverse():
+    model = small_classifier()
+    with torch.no_grad():
+        z = model.features(torch.randn(4, 1, 8, 8))
+    assert not model.solve_inverse(z).certified.any()
+    irf.enforce(model)
+    with torch.no_grad():
+        z = model.features(torch.randn(4, 1, 8, 8))
+    assert model.solve_inverse(z).certified.all()
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "load", "buffer", "train", "replace"])
+def test_proof_lapses_when_anything_changes(how):
+    block = InvertibleResidualBlock(LipschitzMLP(3, (4,))).eval()
+    irf.certify(block)
+    assert block.proven_lipschitz() is not None
+    linear = block.g[0]
+    original = linear.parametrizations.weight.original
+    if how == "in place":
+        with torch.no_grad():
+            original.add_(1)
+    elif how == "data":
+        original.data.add_(1)
+    elif how == "load":
+        block.load_state_dict({name: 2 * value for name, value in block.state_dict().items()})
+    elif how == "buffer":
+        find_spectral_norm(linear)._u.mul_(0.5)
+    elif how == "train":
+        block.train()
+    else:
+        block.g[1] = nn.SiLU()
+    assert block.proven_lipschitz() is None
+
+
+def test_proof_outlives_evaluation():
+    """Neither a forward nor an inverse may make a fresh proof lapse, also right after training."""
+    model = small_classifier().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(8, 1, 8, 8)).square().sum().backward()
+    optimizer.step()
+    model.eval()
+    irf.certify(model)
+    with torch.no_grad():
+        z = model.features(torch.randn(2, 1, 8, 8))
+    model.inverse(z, on_failure="return")
+    blocks = [part for part in model.trunk if isinstance(part, InvertibleResidualBlock)]
+    assert all((block.proven_lipschitz() is None) == (block._proof[0] >= 1) for block in blocks)
+
+
+def test_unknown_module_is_not_proven(registry):
+    class Halve(nn.Module):
+        def forward(self, x):
+            return x / 2
+
+    block = block_of(irf.nn.SpectralLinear(3, 3), Halve())
+    certificate = irf.certify(block)
+    assert not certificate.guaranteed
+    assert (
+        "g.1: not proven: Halve states no Lipschitz constant. Remedy: irf.register_lipschitz(Halve, fn)"
+        in (certificate.obstacles[0])
+    )
+    irf.register_lipschitz(Halve, lambda module: 0.5)
+    assert irf.certify(block).guaranteed
+
+    class Other(Halve):
+        def forward(self, x):
+            return 9 * x
+
+    assert not irf.certify(block_of(Other())).guaranteed
+
+
+def test_activations_steeper_than_one():
+    block = block_of(
+        irf.nn.SpectralLinear(8, 8, coeff=0.99), nn.SiLU(), irf.nn.SpectralLinear(8, 8, coeff=0.99), nn.SiLU()
+    )
+    with torch.no_grad():
+        for index in (0, 2):
+            block.g[index].parametrizations.weight.original.mul_(10)
+    certificate = irf.enforce(block)
+    assert certificate.blocks[0].lipschitz == pytest.approx(1.21 * 0.99**2, rel=1e-3)
+    assert not certificate.guaranteed
+
+
+def test_fault_13_dropout_counts_in_training_mode():
+    block = InvertibleResidualBlock(nn.Sequential(irf.nn.SpectralLinear(3, 3), nn.Dropout(0.5)))
+    evaluated = irf.certify(block.eval()).blocks[0].lipschitz
+    trained = irf.certify(block.train()).blocks[0].lipschitz
+    assert trained == pytest.approx(2 * evaluated)
+
+
+def test_batch_norm():
+    norm = nn.BatchNorm1d(3)
+    norm(5 * torch.randn(64, 3))
+    block = block_of(nn.Linear(3, 3), norm)
+    bound = irf.certify(block).blocks[0].lipschitz
+    x, y = torch.randn(2, 500, 3)
+    assert ((block.g(x) - block.g(y)).norm(dim=1) <= bound * (x - y).norm(dim=1) * 1.0001).all()
+    assert "batch statistics" in irf.certify(block.train()).obstacles[0]
+
+
+def test_hooks_make_it_unproven():
+    linear = irf.nn.SpectralLinear(3, 3)
+    linear.register_forward_hook(lambda module, inputs, output: 5 * output)
+    assert "forward hook" in irf.certify(block_of(linear)).obstacles[0]
+
+
+def test_plain_convolutions_are_bounded_at_any_size():
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    bound = irf.certify(block_of(conv)).blocks[0].lipschitz
+    assert bound == pytest.approx(float(irf.conv_norm_bound(conv.weight, None, padding=1).detach()))
+
+
+def test_padding_without_a_bound_is_not_proven():
+    conv = nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")
+    assert "padding_mode" in irf.certify(block_of(conv)).obstacles[0]
+
+
+def test_foreign_link_in_a_chain_is_not_proven():
+    class Negate(nn.Module):
+        def forward(self, x):
+            return -x
+
+        inverse = forward
+
+    chain = InvertibleSequential(Negate(), InvertibleResidualBlock(LipschitzMLP(2)))
+    certificate = irf.certify(chain)
+    assert not certificate.guaranteed
+    assert "Negate has an inverse of its own" in certificate.obstacles[0]
+
+
+def test_certifying_changes_no_training_state():
+    model = small_classifier().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    irf.certify(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_reports():
+    certificate = irf.enforce(small_classifier())
+    text = certificate.to_markdown()
+    assert "**Guaranteed inverse: yes**" in text
+    assert f"| trunk.1 | {certificate.blocks[0].lipschitz:.6g} | proven |" in text
+    assert text.count("| Conv2d |") == 9
+    data = json.loads(json.dumps(certificate.to_dict()))
+    assert data["guaranteed"] is True
+    assert data["blocks"][0]["layers"][0]["coeff"] == 0.9
+
+
+def test_bad_input(registry):
+    with pytest.raises(ValueError, match="contains no invertible module"):
+        irf.certify(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="nn.Module, got int"):
+        irf.certify(3)
+    with pytest.raises(TypeError, match="nn.Module, got int"):
+        irf.enforce(3)
+    with pytest.raises(TypeError, match="subclass of torch.nn.Module"):
+        irf.register_lipschitz("ReLU", lambda module: 1.0)
+    with pytest.raises(TypeError, match="callable"):
+        irf.register_lipschitz(nn.ReLU, 1.0)
+    irf.register_lipschitz(nn.Hardswish, lambda module: math.nan)
+    assert "returned nan" in irf.certify(block_of(nn.Hardswish())).obstacles[0]
+    model = small_classifier()
+    with torch.no_grad():
+        model.trunk[1].g[0].parametrizations.weight.original.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        irf.certify(model)
