@@ -1,0 +1,48 @@
+"""The README's example prints what the README shows; the docstrings' examples hold."""
+
+import contextlib
+import doctest
+import importlib
+import io
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import iresnet_fast
+import iresnet_fast as irf
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = [
+    module.name for module in pkgutil.walk_packages(iresnet_fast.__path__, "iresnet_fast.") if module.name[-2:] != "_C"
+]
+
+
+def test_example_prints_what_the_readme_shows():
+    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL).groups()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue() == shown
+
+
+def test_files_that_the_documents_name_exist():
+    for document in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), f"{document} links to {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    names = {"torch": torch, "irf": irf, **vars(irf.nn), **vars(module)}
+    for example in doctest.DocTestFinder(exclude_empty=True).find(module, name, globs=names):
+        if example.examples:
+            torch.manual_seed(0)
+            results = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example)
+            assert results.failed == 0, example.name
