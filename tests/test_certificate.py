@@ -8,15 +8,18 @@ import torch
 from torch import nn
 
 import iresnet_fast as irf
-from iresnet_fast import certificate as module_under_test
+from iresnet_fast.certificate import lipschitz
 from iresnet_fast.nn import InvertibleResidualBlock, InvertibleSequential, LipschitzMLP, find_spectral_norm
 from tests.helpers import dense_norm, small_classifier
 from tests.tolerances import ENFORCED, NORM_ROUNDING
 
 
 @pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(module_under_test, "_REGISTRY", dict(module_under_test._REGISTRY))
+def registry():
+    saved = dict(lipschitz.REGISTRY)
+    yield
+    lipschitz.REGISTRY.clear()
+    lipschitz.REGISTRY.update(saved)
 
 
 def block_of(*layers):

@@ -11,6 +11,13 @@ from .activations import make_activation
 from .spectral_norm import spectral_norm
 
 
+def _check_contraction(coeff: float | None) -> None:
+    if coeff is not None and not 0 < coeff < 1:
+        raise ValueError(
+            f"coeff must be in (0, 1) for a residual branch to contract, got {coeff}; None leaves it unconstrained"
+        )
+
+
 class Bottleneck(nn.Sequential):
     """Bottleneck branch: activation, 3×3, activation, 1×1, activation, 3×3 convolution (Behrmann et al. 2018, App. A).
 
@@ -41,6 +48,7 @@ class Bottleneck(nn.Sequential):
         dropout: float = 0.0,
         n_power_iterations: int = 1,
     ) -> None:
+        _check_contraction(coeff)
         convolutions = [
             nn.Conv2d(channels, hidden, 3, padding=1),
             nn.Conv2d(hidden, hidden, 1),
@@ -78,6 +86,7 @@ class LipschitzMLP(nn.Sequential):
         activation: str = "lipswish",
         n_power_iterations: int = 1,
     ) -> None:
+        _check_contraction(coeff)
         widths = [features, *hidden, features]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):

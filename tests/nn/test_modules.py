@@ -191,6 +191,16 @@ def test_active_dropout_and_batch_norm_have_no_inverse():
         block.eval().inverse(torch.randn(2, 3))
 
 
+@pytest.mark.parametrize("coeff", [0.0, 1.0, -0.5])
+def test_branches_must_contract(coeff):
+    for make in (
+        lambda: irf.nn.LipschitzMLP(2, coeff=coeff),
+        lambda: irf.nn.Bottleneck(2, 2, coeff=coeff, input_size=(4, 4)),
+    ):
+        with pytest.raises(ValueError, match=rf"coeff must be in \(0, 1\) .* got {coeff}"):
+            make()
+
+
 def test_branch_of_the_wrong_shape():
     with pytest.raises(ValueError, match=r"maps shape \(2, 3\) to \(2, 4\)"):
         irf.nn.InvertibleResidualBlock(nn.Linear(3, 4))(torch.randn(2, 3))

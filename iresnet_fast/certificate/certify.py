@@ -1,4 +1,4 @@
-"""Proven Lipschitz bounds of layers, residual blocks and networks.
+"""Proving, and enforcing, that residual blocks and networks are invertible.
 
 A power-iteration estimate approaches a norm from below and guarantees nothing. The bounds here come from exact
 singular values (:func:`iresnet_fast.conv_norm_bound`) of the weights in use, in float64.
@@ -7,144 +7,32 @@ singular values (:func:`iresnet_fast.conv_norm_bound`) of the weights in use, in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .nn import (
+from ..nn import (
     ActNorm,
     Bottleneck,
     InjectivePad,
     InvertibleResidualBlock,
     InvertibleSequential,
     LipschitzMLP,
-    LipSwish,
-    MaxMin,
-    SpectralConv2d,
-    SpectralLinear,
-    SpectralNorm,
     Squeeze,
     find_spectral_norm,
     frozen_state,
 )
-from .nn.spectral_norm import check_input_size
-from .ops.conv_norm import conv_norm_bound, rounding_factor
+from ..nn.spectral_norm import check_input_size
+from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
+from .result import BlockBound, Certificate, LayerBound
 
-LipschitzFn = Callable[[Any], float]
-
-_REGISTRY: dict[type[nn.Module], LipschitzFn] = {}
-# Slope of SiLU at its steepest is 1.09984, of GELU 1.12890.
-_SILU, _GELU = 1.1, 1.13
+_LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad)
+_CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 # enforce aims this far below coeff, so that rounding the weights to their dtype cannot lift the norm above it.
 _MARGIN = 1e-6
 _ENFORCE_ROUNDS = 4
-
-
-def register_lipschitz(module_type: type[nn.Module], fn: LipschitzFn) -> None:
-    """State how a module type's Lipschitz constant is bounded, so that ``certify`` can prove branches that use it.
-
-    Args:
-        module_type: the exact type; subclasses can compute something else and are not covered.
-        fn: takes a module of that type and returns a proven upper bound of its Lipschitz constant, in its present
-            mode, in the Euclidean norm.
-
-    Raises:
-        TypeError: ``module_type`` is not a subclass of ``nn.Module``, or ``fn`` is not callable.
-
-    Example:
-        >>> register_lipschitz(torch.nn.Hardtanh, lambda module: 1.0)
-    """
-    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
-        raise TypeError(f"module_type must be a subclass of torch.nn.Module, got {module_type!r}")
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, got {type(fn).__name__}")
-    _REGISTRY[module_type] = fn
-
-
-@dataclass(frozen=True)
-class LayerBound:
-    """One layer with a weight.
-
-    Attributes:
-        name: in the model.
-        kind: type of the layer.
-        bound: proven upper bound of its norm, or None.
-        coeff: the coefficient its parametrization aims at, or None.
-    """
-
-    name: str
-    kind: str
-    bound: float | None
-    coeff: float | None
-
-
-@dataclass(frozen=True)
-class BlockBound:
-    """One residual block x + g(x).
-
-    Attributes:
-        name: in the model.
-        lipschitz: proven upper bound of Lip(g), or None.
-        layers: its layers with a weight.
-        obstacles: why there is no bound, each with its remedy.
-    """
-
-    name: str
-    lipschitz: float | None
-    layers: tuple[LayerBound, ...]
-    obstacles: tuple[str, ...]
-
-    @property
-    def guaranteed(self) -> bool:
-        """Whether Lip(g) < 1 is proven, and so the block's inverse."""
-        return self.lipschitz is not None and self.lipschitz < 1
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What is proven of a model's invertible part.
-
-    "Proven" means: in exact arithmetic for the weights as stored, with a stated factor for the rounding of the
-    computation. It holds until a weight, a buffer or the mode changes.
-
-    Attributes:
-        guaranteed: whether every block has a proven Lip(g) < 1 and everything between the blocks is invertible.
-        blocks: every residual block.
-        lipschitz: proven bound of Lip(F) ≤ ∏(1 + L_i) (Behrmann et al. 2019, Lemma 2), with the factors of what
-            stands between the blocks; None if some part has none.
-        inverse_lipschitz: the same of Lip(F⁻¹) ≤ ∏ 1/(1 − L_i); None if not guaranteed.
-        obstacles: every reason why it is not guaranteed, with its remedy.
-    """
-
-    guaranteed: bool
-    blocks: tuple[BlockBound, ...]
-    lipschitz: float | None
-    inverse_lipschitz: float | None
-    obstacles: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The certificate as plain types, ready for JSON."""
-        return asdict(self)
-
-    def to_markdown(self) -> str:
-        """The certificate as a Markdown text: the verdict, a table of blocks and one of layers."""
-        lines = [f"**Guaranteed inverse: {'yes' if self.guaranteed else 'no'}**", ""]
-        if self.lipschitz is not None and self.inverse_lipschitz is not None:
-            lines += [f"Lip(F) ≤ {self.lipschitz:.4g}, Lip(F⁻¹) ≤ {self.inverse_lipschitz:.4g}", ""]
-        lines += [f"- {obstacle}" for obstacle in self.obstacles] + [""] * bool(self.obstacles)
-        lines += ["| block | proven Lip(g) | invertible |", "|---|---|---|"]
-        for block in self.blocks:
-            verdict = "proven" if block.guaranteed else "not proven"
-            lines.append(f"| {block.name} | {_number(block.lipschitz)} | {verdict} |")
-        lines += ["", "| layer | kind | proven norm | coeff |", "|---|---|---|---|"]
-        for block in self.blocks:
-            for layer in block.layers:
-                lines.append(f"| {layer.name} | {layer.kind} | {_number(layer.bound)} | {_number(layer.coeff)} |")
-        return "\n".join(lines) + "\n"
 
 
 @torch.no_grad()
@@ -223,7 +111,7 @@ def enforce(model: nn.Module) -> Certificate:
             effective = module.weight.detach().clone()  # type: ignore[operator]
         original = module.parametrizations.weight.original  # type: ignore[union-attr]
         for _ in range(_ENFORCE_ROUNDS):
-            bound = _layer_bound(module, effective)
+            bound = layer_bound(module, effective)
             if bound <= norm.coeff:
                 break
             effective = effective * ((norm.coeff / bound) * (1 - _MARGIN))
@@ -295,100 +183,26 @@ def _branch(name: str, module: nn.Module, layers: list[LayerBound], obstacles: l
         return None
     if kind in _CHAINS:
         return _product([_branch(f"{name}.{key}", part, layers, obstacles) for key, part in module.named_children()])
-    if kind not in _REGISTRY:
+    if kind not in REGISTRY:
         obstacles.append(
             f"{name}: not proven: {kind.__name__} states no Lipschitz constant. Remedy: "
             f"irf.register_lipschitz({kind.__name__}, fn)"
         )
         return None
     try:
-        bound = float(_REGISTRY[kind](module))
-    except _NotProvenError as reason:
+        bound = float(REGISTRY[kind](module))
+    except NotProvenError as reason:
         obstacles.append(f"{name}: not proven: {reason}")
         return None
     if not (math.isfinite(bound) and bound >= 0):
         obstacles.append(f"{name}: not proven: the function registered for {kind.__name__} returned {bound}")
         return None
-    if isinstance(getattr(module, "weight", None), Tensor) and kind in _WEIGHTED:
+    if isinstance(getattr(module, "weight", None), Tensor) and kind in WEIGHTED:
         norm = find_spectral_norm(module)
         layers.append(LayerBound(name, kind.__name__, bound, norm.coeff if norm else None))
     return bound
 
 
-class _NotProvenError(Exception):
-    """A registered type whose present settings have no proven constant; the message says why."""
-
-
-def _layer_bound(module: nn.Module, weight: Tensor) -> float:
-    """Proven norm of a linear or convolution layer with this weight."""
-    layer: Any = module
-    if isinstance(module, nn.Linear):
-        exact = torch.linalg.matrix_norm(weight.double(), 2)
-        return float(exact) * rounding_factor(weight)
-    norm: SpectralNorm | None = find_spectral_norm(module)
-    geometry = norm.geometry if norm else None
-    try:
-        bound = conv_norm_bound(
-            weight,
-            geometry.input_size if geometry else None,
-            padding=layer.padding,
-            padding_mode=layer.padding_mode,
-            stride=layer.stride,
-            dilation=layer.dilation,
-            groups=layer.groups,
-        )
-    except ValueError as error:
-        if "padding_mode" in str(error):
-            raise _NotProvenError(str(error)) from error
-        raise
-    return float(bound)
-
-
-def _batch_norm(module: nn.modules.batchnorm._BatchNorm) -> float:
-    if module.training or module.running_var is None:
-        raise _NotProvenError("batch normalisation with batch statistics has no Lipschitz constant; model.eval() first")
-    scale = torch.rsqrt(module.running_var.double() + module.eps)
-    if module.weight is not None:
-        scale = scale * module.weight.double().abs()
-    return float(scale.max())
-
-
-def _dropout(module: nn.modules.dropout._DropoutNd) -> float:
-    if not module.training:
-        return 1.0
-    if module.p >= 1:
-        return 0.0
-    return 1 / (1 - module.p)
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.6g}"
-
-
 def _product(factors: list[float | None]) -> float | None:
     known = [factor for factor in factors if factor is not None]
     return math.prod(known) if len(known) == len(factors) else None
-
-
-_LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad)
-_CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
-_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpectralLinear, SpectralConv2d)
-
-_ONE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Flatten, LipSwish, MaxMin)
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-_BUILT_IN: tuple[tuple[tuple[type[nn.Module], ...], LipschitzFn], ...] = (
-    (_WEIGHTED, lambda module: _layer_bound(module, module.weight)),
-    (_ONE, lambda module: 1.0),
-    (_DROPOUTS, _dropout),
-    (_BATCH_NORMS, _batch_norm),
-    ((nn.ELU,), lambda module: max(1.0, abs(module.alpha))),
-    ((nn.LeakyReLU,), lambda module: max(1.0, abs(module.negative_slope))),
-    ((nn.Sigmoid,), lambda module: 0.25),
-    ((nn.SiLU,), lambda module: _SILU),
-    ((nn.GELU,), lambda module: _GELU),
-)
-for _types, _fn in _BUILT_IN:
-    for _type in _types:
-        register_lipschitz(_type, _fn)
