@@ -18,7 +18,7 @@ demo: setup  ## train, certify and invert a small network; writes demo/report.ht
 test: setup  ## the tests a contributor runs all day (under 5 minutes)
 	$(BIN)/pytest
 
-test-full: setup  ## the slow tests: installs, data-parallel runs, fault tests
+test-full: setup  ## the slow tests: installs with and without a compiler
 	$(BIN)/pytest -m "full and not gpu" --timeout 900
 
 lint: setup  ## ruff, mypy and clang-format, changing nothing

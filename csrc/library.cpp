@@ -4,10 +4,15 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#ifdef IRESNET_FAST_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 #include <map>
 #include <string>
 
 TORCH_LIBRARY(iresnet_fast, m) {
+  m.def("conv_symbol(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "
       "Tensor");
@@ -20,7 +25,7 @@ std::map<std::string, std::string> build_info() {
       {"compiler", __VERSION__},
       {"torch", TORCH_VERSION},
 #ifdef IRESNET_FAST_CUDA
-      {"cuda", std::to_string(CUDA_VERSION / 1000) + "." + std::to_string(CUDA_VERSION % 1000 / 10)},
+      {"cuda", std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10)},
       {"cuda architectures", IRESNET_FAST_CUDA_ARCHITECTURES},
 #endif
   };

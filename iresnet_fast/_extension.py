@@ -37,7 +37,12 @@ def build_info() -> dict[str, str]:
     return dict(_module.build_info()) if loaded else {}
 
 
+def defines(op: str) -> bool:
+    """Whether the compiled library knows this op; one that was built from older sources may not."""
+    return loaded and hasattr(torch.ops.iresnet_fast, op)
+
+
 def serves(op: str, device_type: str) -> bool:
     """Whether the compiled library has a kernel of this op for this kind of device (``"cpu"``, ``"cuda"``)."""
     key = device_type.upper()
-    return loaded and torch._C._dispatch_has_kernel_for_dispatch_key(f"iresnet_fast::{op}", key)
+    return defines(op) and torch._C._dispatch_has_kernel_for_dispatch_key(f"iresnet_fast::{op}", key)

@@ -17,7 +17,7 @@ from rich.table import Table
 from . import __version__, _extension
 from .ops._backend import BACKENDS, REGISTRY, VARIABLE
 from .report.demo import DemoResult, run_demo, write_results
-from .report.page import write_report
+from .report.page import require_packages, write_report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,7 +51,8 @@ def demo(
 ) -> None:
     """Train a certified invertible network on real digits, prove it, invert it, and compare with a plain ResNet."""
     console = _err if as_json else _out
-    out.mkdir(parents=True, exist_ok=True)  # fails now rather than after the training
+    require_packages()  # these fail now rather than after the training
+    out.mkdir(parents=True, exist_ok=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -71,7 +72,7 @@ def demo(
         write_results(result, out)
         report = write_report(result, out)
     if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
+        typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
     _print_demo(console, result)
     console.print(f"Report: {report}", highlight=False, soft_wrap=True)
 
@@ -167,12 +168,14 @@ def _print_findings(findings: dict[str, Any]) -> None:
     facts.add_row("extension", built)
     _out.print(facts)
     table = Table()
-    for heading in ("op", "device", "served by", "self-test", "why not the others"):
-        table.add_column(heading)
+    for heading in ("op", "device", "served by"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("self-test", "why not the others"):
+        table.add_column(heading, overflow="fold")
     for op in findings["ops"]:
         color = "green" if op["self_test"] == "passed" else "red"
         outcome = f"[{color}]{op['self_test']}[/]" + (f" (error {op['error']:.0e})" if "error" in op else "")
         reasons = "\n".join(f"{backend}: {reason}" for backend, reason in op["why_not"].items())
-        table.add_row(op["op"], op["device"], op["served_by"] or op["message"], outcome, reasons)
+        table.add_row(op["op"], op["device"], op["served_by"] or "nothing", outcome, op.get("message") or reasons)
     _out.print(table)
     _out.print(f"{VARIABLE}={'|'.join(BACKENDS)} chooses; auto is the default.", highlight=False, markup=False)

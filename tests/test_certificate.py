@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import iresnet_fast as irf
 from iresnet_fast.certificate import lipschitz
@@ -209,7 +210,129 @@ def test_foreign_link_in_a_chain_is_not_proven():
     chain = InvertibleSequential(Negate(), InvertibleResidualBlock(LipschitzMLP(2)))
     certificate = irf.certify(chain)
     assert not certificate.guaranteed
-    assert "Negate has an inverse of its own" in certificate.obstacles[0]
+    assert "Negate has a forward or inverse of its own" in certificate.obstacles[0]
+
+
+def linear(scale, d=2):
+    layer = nn.Linear(d, d, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(scale * torch.eye(d))
+    return layer
+
+
+def test_modules_used_twice_count_twice():
+    steep, flat, silu = linear(1.5), linear(0.6), nn.SiLU()
+    assert irf.certify(block_of(steep, flat, steep)).blocks[0].lipschitz == pytest.approx(1.35)
+    assert irf.certify(block_of(linear(0.9), silu, linear(0.95), silu)).blocks[0].lipschitz == pytest.approx(
+        1.21 * 0.855
+    )
+    block = block_of(linear(0.5))
+    assert irf.certify(InvertibleSequential(block, block)).lipschitz == pytest.approx(2.25)
+
+
+def test_branches_that_work_in_place_are_refused():
+    block = block_of(nn.ReLU(inplace=True), linear(0.5))
+    assert "it works in place" in irf.certify(block).obstacles[0]
+    with pytest.raises(ValueError, match="in place.*inplace=False"):
+        block(torch.randn(3, 2))
+    y = torch.randn(3, 2)
+    kept = y.clone()
+    with pytest.raises(ValueError, match="in place.*inplace=False"):
+        block.inverse(y)
+    assert torch.equal(y, kept)
+
+
+def test_subclasses_and_hooks_of_links_are_not_trusted():
+    class Minus(InvertibleResidualBlock):
+        def forward(self, x):
+            return x - 2 * self.g(x)
+
+    certificate = irf.certify(Minus(linear(0.6)))
+    assert not certificate.guaranteed
+    assert "Minus has a forward or inverse of its own" in certificate.obstacles[0]
+    block = block_of(linear(0.5))
+    block.register_forward_hook(lambda module, inputs, output: 0 * output)
+    assert "forward hook" in irf.certify(block).obstacles[0]
+
+
+def test_what_stands_outside_the_chains_is_named():
+    block = block_of(linear(0.5))
+    certificate = irf.certify(nn.Sequential(block, nn.ReLU(), linear(100), block))
+    assert certificate.scope == ("0", "3")
+    assert certificate.lipschitz is None
+    assert "Judged: 0, 3" in certificate.to_markdown()
+    assert irf.certify(small_classifier()).scope == ("trunk",)
+
+
+@pytest.mark.parametrize("how", ["coeff", "slope", "hook", "permuted data", "negated data"])
+def test_proof_lapses_with_settings_and_hidden_writes(how):
+    block = block_of(irf.nn.SpectralLinear(3, 3, coeff=0.5), nn.LeakyReLU(0.1), linear(0.9, 3))
+    irf.certify(block)
+    assert block.proven_lipschitz() is not None
+    if how == "coeff":
+        find_spectral_norm(block.g[0]).coeff = 0.95
+    elif how == "slope":
+        block.g[1].negative_slope = 5
+    elif how == "hook":
+        block.g[2].register_forward_hook(lambda module, inputs, output: 5 * output)
+    elif how == "permuted data":
+        row = torch.zeros(3, 3)
+        row[0] = 0.9
+        block.g[2].weight.data.copy_(row)
+    else:
+        block.g[2].weight.data.neg_()
+    assert block.proven_lipschitz() is None
+
+
+def test_cached_weights_are_not_certified():
+    with parametrize.cached(), pytest.raises(RuntimeError, match="cached"):
+        irf.certify(block_of(irf.nn.SpectralLinear(3, 3)))
+
+
+def test_chain_is_certified_only_where_every_link_is_known():
+    class Bad(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+        def inverse(self, y):
+            return y
+
+    block = block_of(linear(0.5))
+    irf.certify(block)
+    result = InvertibleSequential(Bad(), block).solve_inverse(torch.randn(3, 2))
+    assert not result.certified.any()
+    assert (result.residual > 0.5).all()
+    assert InvertibleSequential(irf.nn.ActNorm(2), block).eval().solve_inverse(torch.randn(3, 2)).certified.all()
+
+
+def test_actnorm_beyond_the_dtype_is_not_proven():
+    for values in ([800.0, 0.0], [-110.0, 0.0], [float("nan"), 0.0]):
+        norm = irf.nn.ActNorm(2).eval()
+        with torch.no_grad():
+            norm.log_scale.copy_(torch.tensor(values))
+        assert "not finite" in irf.certify(InvertibleSequential(norm, block_of(linear(0.5)))).obstacles[0]
+
+
+def test_jumping_softplus_is_not_proven():
+    assert not irf.certify(block_of(nn.Softplus(threshold=0.0))).guaranteed
+    assert irf.certify(block_of(nn.Softplus(), linear(0.5))).guaranteed
+
+
+def test_enforce_knows_the_resolution_of_the_dtype():
+    branch = LipschitzMLP(32, (32, 32, 32), coeff=0.9).to(torch.bfloat16)
+    for layer in branch:
+        if find_spectral_norm(layer):
+            with torch.no_grad():
+                layer.parametrizations.weight.original.mul_(5)
+    certificate = irf.enforce(InvertibleResidualBlock(branch).eval())
+    assert all(layer.bound <= 0.9 for layer in certificate.blocks[0].layers)
+
+
+def test_enforce_refuses_what_it_cannot_rescale():
+    layer = irf.nn.SpectralLinear(3, 3)
+    parametrize.register_parametrization(layer, "weight", nn.Identity())
+    with pytest.raises(ValueError, match="other parametrizations"):
+        irf.enforce(block_of(layer))
 
 
 def test_certifying_changes_no_training_state():

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from ..nn import (
@@ -30,7 +30,7 @@ from .result import BlockBound, Certificate, LayerBound
 
 _LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad)
 _CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
-# enforce aims this far below coeff, so that rounding the weights to their dtype cannot lift the norm above it.
+# enforce aims at least this far below coeff, so that rounding the weights to their dtype does not lift the norm above.
 _MARGIN = 1e-6
 _ENFORCE_ROUNDS = 4
 
@@ -61,8 +61,12 @@ def certify(model: nn.Module) -> Certificate:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    chain = list(_invertible_parts(model))
-    if not chain:
+    if parametrize._cache_enabled:
+        raise RuntimeError(
+            "certify would prove what parametrize.cached() holds, not the weights. Remedy: leave that context"
+        )
+    scope = _chains(model)
+    if not scope:
         raise ValueError(
             f"{type(model).__name__} contains no invertible module. Remedy: build it from irf.nn.InvertibleSequential "
             "and irf.nn.InvertibleResidualBlock"
@@ -71,15 +75,17 @@ def certify(model: nn.Module) -> Certificate:
         if not module.training and find_spectral_norm(module):
             _ = module.weight  # u and v are fitted to a changed weight here rather than at its next use
     with frozen_state(model):
-        links = [_link(name, module) for name, module in chain]
+        links = [_link(name, module) for chain in scope for name, module in _links(*chain)]
     blocks = tuple(link.block for link in links if link.block is not None)
     obstacles = tuple(obstacle for link in links for obstacle in link.obstacles)
     guaranteed = all(link.inverse_lipschitz is not None for link in links)
     return Certificate(
         guaranteed=guaranteed,
+        scope=tuple(name for name, _ in scope),
         blocks=blocks,
-        lipschitz=_product([link.lipschitz for link in links]),
-        inverse_lipschitz=_product([link.inverse_lipschitz for link in links]),
+        # Of several chains it is not known how the model composes them.
+        lipschitz=_product([link.lipschitz for link in links]) if len(scope) == 1 else None,
+        inverse_lipschitz=_product([link.inverse_lipschitz for link in links]) if len(scope) == 1 else None,
         obstacles=obstacles,
     )
 
@@ -107,14 +113,21 @@ def enforce(model: nn.Module) -> Certificate:
         norm = find_spectral_norm(module)
         if norm is None:
             continue
+        parametrizations = module.parametrizations.weight  # type: ignore[union-attr]
+        if len(parametrizations) != 1:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{type(module).__name__} has other parametrizations of its weight beside spectral_norm, which enforce "
+                "cannot rescale through. Remedy: remove them first"
+            )
         with frozen_state(module):
             effective = module.weight.detach().clone()  # type: ignore[operator]
-        original = module.parametrizations.weight.original  # type: ignore[union-attr]
+        original = parametrizations.original  # type: ignore[union-attr]
+        margin = max(_MARGIN, 4 * torch.finfo(effective.dtype).eps)
         for _ in range(_ENFORCE_ROUNDS):
             bound = layer_bound(module, effective)
             if bound <= norm.coeff:
                 break
-            effective = effective * ((norm.coeff / bound) * (1 - _MARGIN))
+            effective = effective * ((norm.coeff / bound) * (1 - margin))
             original.copy_(effective)  # type: ignore[operator]
     return certify(model)
 
@@ -129,21 +142,39 @@ class _Link:
     block: BlockBound | None = None
 
 
-def _invertible_parts(module: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
-    """The elements of the invertible chains in a model, in order; what stands outside of them is left out."""
-    if isinstance(module, _LINKS):
+def _chains(module: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
+    """The outermost invertible chains and links in a model; what stands outside of them is not judged."""
+    if isinstance(module, (*_LINKS, InvertibleSequential)):
         return [(name or type(module).__name__, module)]
-    parts: list[tuple[str, nn.Module]] = []
-    for key, child in module.named_children():
-        path = f"{name}.{key}" if name else key
-        if isinstance(module, InvertibleSequential) and not isinstance(child, (*_LINKS, InvertibleSequential)):
-            parts.append((path, child))
-        else:
-            parts += _invertible_parts(child, path)
-    return parts
+    children = [(key, child) for key, child in module._modules.items() if child is not None]
+    return [found for key, child in children for found in _chains(child, f"{name}.{key}" if name else key)]
+
+
+def _links(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The links of a chain in order, as often as they stand in it; a chain that is no plain one is its own link."""
+    if not isinstance(module, InvertibleSequential) or _obstacle(module, InvertibleSequential):
+        return [(name, module)]
+    # named_children would leave out a module that is used twice.
+    prefix = "" if name == type(module).__name__ else f"{name}."
+    parts = [(key, child) for key, child in module._modules.items() if child is not None]
+    return [link for key, child in parts for link in _links(f"{prefix}{key}", child)]
+
+
+def _obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
+    """Why a module cannot be taken for what its type says; None where it can."""
+    kind = type(module)
+    if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
+        return f"{kind.__name__} has a forward or inverse of its own that is not proven here"
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if any(hook is not check_input_size for hook in hooks):
+        return "a forward hook may change what it computes. Remedy: remove the hook"
+    return None
 
 
 def _link(name: str, module: nn.Module) -> _Link:
+    known = next((kind for kind in _LINKS if isinstance(module, kind)), nn.Module)
+    if obstacle := _obstacle(module, known):
+        return _Link(None, None, (f"{name}: not proven: {obstacle}",))
     if isinstance(module, InvertibleResidualBlock):
         block = _block(name, module)
         module.attach_proof(block.lipschitz)
@@ -158,13 +189,11 @@ def _link(name: str, module: nn.Module) -> _Link:
             return _Link(1 + bound, None, (obstacle,), block)
         return _Link(1 + bound, 1 / (1 - bound), (), block)
     if isinstance(module, ActNorm):
-        low, high = float(module.log_scale.min()), float(module.log_scale.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return _Link(None, None, (f"{name}: ActNorm has a log_scale that is not finite",))
-        return _Link(math.exp(high), math.exp(-low))
-    if type(module) in (Squeeze, InjectivePad):
-        return _Link(1.0, 1.0)
-    return _Link(None, None, (f"{name}: {type(module).__name__} has an inverse of its own that is not proven here",))
+        bounds = (float(module.log_scale.exp().max()), float((-module.log_scale).exp().max()))
+        if not (all(map(math.isfinite, bounds)) and bool(torch.isfinite(module.bias).all())):
+            return _Link(None, None, (f"{name}: not proven: ActNorm's scale, its inverse or its bias is not finite",))
+        return _Link(*bounds)
+    return _Link(1.0, 1.0)
 
 
 def _block(name: str, block: InvertibleResidualBlock) -> BlockBound:
@@ -177,12 +206,15 @@ def _block(name: str, block: InvertibleResidualBlock) -> BlockBound:
 def _branch(name: str, module: nn.Module, layers: list[LayerBound], obstacles: list[str]) -> float | None:
     """Proven Lipschitz bound of one module of a branch, noting layers and obstacles on the way."""
     kind = parametrize.type_before_parametrizations(module)
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    if any(hook is not check_input_size for hook in hooks):
-        obstacles.append(f"{name}: not proven: a forward hook may change what it computes. Remedy: remove the hook")
+    obstacle = _obstacle(module, kind)
+    if getattr(module, "inplace", False):
+        obstacle = "it works in place, which overwrites the x of x + g(x). Remedy: inplace=False"
+    if obstacle:
+        obstacles.append(f"{name}: not proven: {obstacle}")
         return None
-    if kind in _CHAINS:
-        return _product([_branch(f"{name}.{key}", part, layers, obstacles) for key, part in module.named_children()])
+    if kind in _CHAINS and kind not in REGISTRY:
+        parts = [(key, part) for key, part in module._modules.items() if part is not None]
+        return _product([_branch(f"{name}.{key}", part, layers, obstacles) for key, part in parts])
     if kind not in REGISTRY:
         obstacles.append(
             f"{name}: not proven: {kind.__name__} states no Lipschitz constant. Remedy: "
@@ -197,7 +229,7 @@ def _branch(name: str, module: nn.Module, layers: list[LayerBound], obstacles: l
     if not (math.isfinite(bound) and bound >= 0):
         obstacles.append(f"{name}: not proven: the function registered for {kind.__name__} returned {bound}")
         return None
-    if isinstance(getattr(module, "weight", None), Tensor) and kind in WEIGHTED:
+    if kind in WEIGHTED:
         norm = find_spectral_norm(module)
         layers.append(LayerBound(name, kind.__name__, bound, norm.coeff if norm else None))
     return bound

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import LipSwish, MaxMin, SpectralConv2d, SpectralLinear, find_spectral_norm
-from ..ops.conv_norm import conv_norm_bound, rounding_factor
+from ..ops._arguments import check_values
+from ..ops.conv_norm import PADDING_MODES, conv_norm_bound, rounding_term
 
 LipschitzFn = Callable[[Any], float]
 
@@ -46,25 +47,26 @@ class NotProvenError(Exception):
 def layer_bound(module: nn.Module, weight: Tensor) -> float:
     """Proven norm of a linear or convolution layer with this weight."""
     layer: Any = module
+    check_values("weight", weight)
+    if layer.bias is not None:
+        check_values("bias", layer.bias)
     if isinstance(module, nn.Linear):
-        exact = torch.linalg.matrix_norm(weight.double(), 2)
-        return float(exact) * rounding_factor(weight)
+        return float(torch.linalg.matrix_norm(weight.double(), 2)) + rounding_term(weight)
+    if layer.padding_mode not in PADDING_MODES:
+        raise NotProvenError(
+            f"there is no bound for padding_mode={layer.padding_mode!r}; 'zeros' and 'circular' have one"
+        )
     norm = find_spectral_norm(module)
     geometry = norm.geometry if norm else None
-    try:
-        bound = conv_norm_bound(
-            weight,
-            geometry.input_size if geometry else None,
-            padding=layer.padding,
-            padding_mode=layer.padding_mode,
-            stride=layer.stride,
-            dilation=layer.dilation,
-            groups=layer.groups,
-        )
-    except ValueError as error:
-        if "padding_mode" in str(error):
-            raise NotProvenError(str(error)) from error
-        raise
+    bound = conv_norm_bound(
+        weight,
+        geometry.input_size if geometry else None,
+        padding=layer.padding,
+        padding_mode=layer.padding_mode,
+        stride=layer.stride,
+        dilation=layer.dilation,
+        groups=layer.groups,
+    )
     return float(bound)
 
 
@@ -77,6 +79,15 @@ def _batch_norm(module: nn.modules.batchnorm._BatchNorm) -> float:
     return float(scale.max())
 
 
+def _softplus(module: nn.Softplus) -> float:
+    # Beyond its threshold it is the identity, with a jump that is below the resolution of float32 from 20 on.
+    if module.beta <= 0 or module.threshold < 20:
+        raise NotProvenError(
+            f"Softplus with beta={module.beta}, threshold={module.threshold} jumps. Remedy: threshold=20"
+        )
+    return 1.0
+
+
 def _dropout(module: nn.modules.dropout._DropoutNd) -> float:
     if not module.training:
         return 1.0
@@ -86,7 +97,7 @@ def _dropout(module: nn.modules.dropout._DropoutNd) -> float:
 
 
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpectralLinear, SpectralConv2d)
-_ONE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardtanh, nn.Flatten, LipSwish, MaxMin)
+_ONE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Hardtanh, nn.Flatten, LipSwish, MaxMin)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -95,6 +106,7 @@ _BUILT_IN: tuple[tuple[tuple[type[nn.Module], ...], LipschitzFn], ...] = (
     (_ONE, lambda module: 1.0),
     (_DROPOUTS, _dropout),
     (_BATCH_NORMS, _batch_norm),
+    ((nn.Softplus,), _softplus),
     ((nn.ELU,), lambda module: max(1.0, abs(module.alpha))),
     ((nn.LeakyReLU,), lambda module: max(1.0, abs(module.negative_slope))),
     ((nn.Sigmoid,), lambda module: 0.25),

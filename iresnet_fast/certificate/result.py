@@ -13,13 +13,13 @@ class LayerBound:
     Attributes:
         name: in the model.
         kind: type of the layer.
-        bound: proven upper bound of its norm, or None.
+        bound: proven upper bound of its norm.
         coeff: the coefficient its parametrization aims at, or None.
     """
 
     name: str
     kind: str
-    bound: float | None
+    bound: float
     coeff: float | None
 
 
@@ -54,14 +54,16 @@ class Certificate:
 
     Attributes:
         guaranteed: whether every block has a proven Lip(g) < 1 and everything between the blocks is invertible.
+        scope: the chains of invertible modules that were judged; nothing is said of what stands outside of them.
         blocks: every residual block.
         lipschitz: proven bound of Lip(F) ≤ ∏(1 + L_i) (Behrmann et al. 2019, Lemma 2), with the factors of what
-            stands between the blocks; None if some part has none.
-        inverse_lipschitz: the same of Lip(F⁻¹) ≤ ∏ 1/(1 − L_i); None if not guaranteed.
+            stands between the blocks; None if some part has none, or where scope has several chains.
+        inverse_lipschitz: the same of Lip(F⁻¹) ≤ ∏ 1/(1 − L_i).
         obstacles: every reason why it is not guaranteed, with its remedy.
     """
 
     guaranteed: bool
+    scope: tuple[str, ...]
     blocks: tuple[BlockBound, ...]
     lipschitz: float | None
     inverse_lipschitz: float | None
@@ -74,6 +76,7 @@ class Certificate:
     def to_markdown(self) -> str:
         """The certificate as a Markdown text: the verdict, a table of blocks and one of layers."""
         lines = [f"**Guaranteed inverse: {'yes' if self.guaranteed else 'no'}**", ""]
+        lines += [f"Judged: {', '.join(self.scope)}", ""]
         if self.lipschitz is not None and self.inverse_lipschitz is not None:
             lines += [f"Lip(F) ≤ {self.lipschitz:.4g}, Lip(F⁻¹) ≤ {self.inverse_lipschitz:.4g}", ""]
         lines += [f"- {obstacle}" for obstacle in self.obstacles] + [""] * bool(self.obstacles)
@@ -84,7 +87,7 @@ class Certificate:
         lines += ["", "| layer | kind | proven norm | coeff |", "|---|---|---|---|"]
         for block in self.blocks:
             for layer in block.layers:
-                lines.append(f"| {layer.name} | {layer.kind} | {_number(layer.bound)} | {_number(layer.coeff)} |")
+                lines.append(f"| {layer.name} | {layer.kind} | {layer.bound:.6g} | {_number(layer.coeff)} |")
         return "\n".join(lines) + "\n"
 
 

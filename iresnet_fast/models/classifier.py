@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -53,7 +53,10 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         for name in ("in_shape", "blocks", "hidden"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, Sequence) or not all(isinstance(entry, int) for entry in value):
+                raise ValueError(f"{name} must be a sequence of ints, got {value!r}")
+            object.__setattr__(self, name, tuple(value))
         if len(self.in_shape) != 3 or min(self.in_shape) < 1:
             raise ValueError(f"in_shape must be (C, H, W), got {self.in_shape}")
         if len(self.blocks) != len(self.hidden) or not self.blocks:
@@ -95,6 +98,10 @@ class IResNetClassifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
+        if not isinstance(config, ClassifierConfig):
+            raise TypeError(
+                f"config must be a ClassifierConfig, got {type(config).__name__}; from_config takes the others"
+            )
         self.config = config
         channels, height, width = config.in_shape
         trunk: list[nn.Module] = []

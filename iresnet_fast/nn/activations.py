@@ -36,8 +36,10 @@ class MaxMin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sort each pair of channels."""
-        if x.shape[1] % 2:
-            raise ValueError(f"MaxMin pairs channels and needs an even number of them, got {x.shape[1]}")
+        if x.dim() < 2 or x.shape[1] % 2:
+            raise ValueError(
+                f"MaxMin pairs channels and needs (B, C, ...) with an even number of them, got {tuple(x.shape)}"
+            )
         a, b = x.chunk(2, dim=1)
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], dim=1)
 

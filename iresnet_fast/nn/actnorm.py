@@ -31,6 +31,8 @@ class ActNorm(nn.Module):
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
+        if isinstance(num_features, bool) or not isinstance(num_features, int) or num_features < 1:
+            raise ValueError(f"num_features must be a positive int, got {num_features!r}")
         self.num_features = num_features
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.log_scale = nn.Parameter(torch.zeros(num_features))
@@ -73,6 +75,8 @@ class ActNorm(nn.Module):
         return (1, self.num_features) + (1,) * (x.dim() - 2)
 
     def _check(self, x: Tensor) -> None:
+        if not x.is_floating_point():
+            raise TypeError(f"ActNorm needs an input of floating point, got {x.dtype}")
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"ActNorm({self.num_features}) needs (B, {self.num_features}, ...), got {tuple(x.shape)}")
 

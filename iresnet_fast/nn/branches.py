@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,13 +13,21 @@ from .spectral_norm import spectral_norm
 
 
 def _check_contraction(coeff: float | None) -> None:
-    if coeff is not None and not 0 < coeff < 1:
+    if coeff is not None and not (isinstance(coeff, int | float) and 0 < coeff < 1):
         raise ValueError(
-            f"coeff must be in (0, 1) for a residual branch to contract, got {coeff}; None leaves it unconstrained"
+            f"coeff must be in (0, 1) for a residual branch to contract, got {coeff!r}; None leaves it unconstrained"
         )
 
 
-class Bottleneck(nn.Sequential):
+class _Branch(nn.Sequential):
+    """A chain of layers whose slices are plain chains."""
+
+    def __getitem__(self, index: int | slice) -> Any:
+        modules = list(self)[index]
+        return nn.Sequential(*modules) if isinstance(modules, list) else modules
+
+
+class Bottleneck(_Branch):
     """Bottleneck branch: activation, 3×3, activation, 1×1, activation, 3×3 convolution (Behrmann et al. 2018, App. A).
 
     Args:
@@ -63,7 +72,7 @@ class Bottleneck(nn.Sequential):
         super().__init__(*layers, convolutions[2])
 
 
-class LipschitzMLP(nn.Sequential):
+class LipschitzMLP(_Branch):
     """Multilayer perceptron branch: linear layers with activations between them (Chen et al. 2019).
 
     Args:
@@ -87,6 +96,8 @@ class LipschitzMLP(nn.Sequential):
         n_power_iterations: int = 1,
     ) -> None:
         _check_contraction(coeff)
+        if isinstance(hidden, int) or not hidden:
+            raise ValueError(f"hidden must list the width of each hidden layer, as in (64, 64), got {hidden!r}")
         widths = [features, *hidden, features]
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(widths):

@@ -21,13 +21,15 @@ class InjectivePad(nn.Module):
 
     def __init__(self, channels: int, *, tolerance: float = 1e-3) -> None:
         super().__init__()
-        if channels < 0:
-            raise ValueError(f"channels must not be negative, got {channels}")
+        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 0:
+            raise ValueError(f"channels must be an int that is not negative, got {channels!r}")
         self.channels = channels
         self.tolerance = tolerance
 
     def forward(self, x: Tensor) -> Tensor:
         """Append the zeros."""
+        if x.dim() < 2:
+            raise ValueError(f"InjectivePad needs an input (B, C, ...), got shape {tuple(x.shape)}")
         return F.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -42,9 +44,10 @@ class InjectivePad(nn.Module):
             raise ValueError(f"InjectivePad.inverse needs more than {self.channels} channels, got {y.shape[1]}")
         x, padded = y[:, :kept], y[:, kept:]
         excess = torch.linalg.vector_norm(padded.flatten(1), dim=1)
-        outside = excess > self.tolerance * torch.linalg.vector_norm(y.flatten(1), dim=1).clamp_min(1.0)
-        if bool(outside.any()):
-            samples = outside.nonzero().flatten().tolist()
+        # Written so that NaN is outside, too.
+        inside = excess <= self.tolerance * torch.linalg.vector_norm(y.flatten(1), dim=1).clamp_min(1.0)
+        if not bool(inside.all()):
+            samples = (~inside).nonzero().flatten().tolist()
             raise ValueError(
                 f"{len(samples)} of {len(y)} samples are outside the range of the padded network: the appended "
                 f"channels of sample {samples[0]} have norm {float(excess[samples[0]]):.3g}, not 0. Remedy: invert "

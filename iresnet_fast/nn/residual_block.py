@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
@@ -35,7 +36,13 @@ class InvertibleResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to x + g(x)."""
+        if not x.is_floating_point():
+            raise TypeError(f"x must be of floating point, got {x.dtype}")
+        tracked = not (torch.compiler.is_compiling() or x.is_inference())
+        version = x._version if tracked else None
         image: Tensor = self.g(x)
+        if version is not None and x._version != version:
+            raise ValueError("the branch changes its input in place, so x + g(x) is lost. Remedy: inplace=False")
         if image.shape != x.shape:
             raise ValueError(
                 f"the residual branch maps shape {tuple(x.shape)} to {tuple(image.shape)}; x + g(x) needs a branch "
@@ -58,7 +65,7 @@ class InvertibleResidualBlock(nn.Module):
         ``enforce`` has proven Lip(g) and the weights have not changed since, the result is certified.
 
         Args:
-            y: (B, ...) outputs of the block.
+            y: (B, ...) outputs of the block. The branch is evaluated in y's dtype, outside any autocast.
             **options: ``tol``, ``max_iterations``, ``x0``, ``on_failure`` of :func:`invert_residual`; ``lipschitz``
                 overrides the proven constant.
 
@@ -68,7 +75,7 @@ class InvertibleResidualBlock(nn.Module):
         """
         self._check_deterministic()
         options.setdefault("lipschitz", self.proven_lipschitz())
-        with torch.no_grad(), frozen_state(self.g):
+        with torch.no_grad(), torch.autocast(y.device.type, enabled=False), frozen_state(self.g):
             return invert_residual(self.g, y, **options)
 
     def attach_proof(self, lipschitz: float | None) -> None:
@@ -83,18 +90,41 @@ class InvertibleResidualBlock(nn.Module):
 
     @torch.no_grad()
     def _fingerprint(self) -> tuple[Any, ...]:
-        """Changes when g's structure, mode or any value does; sums see what ``.data`` hides from ``_version``."""
+        """Changes when a value, a setting, a hook, the mode or the structure of g does.
+
+        The checksums see what ``.data`` hides from a tensor's version.
+        """
         tensors = [*self.g.parameters(), *self.g.buffers()]
-        versions = tuple((t.data_ptr(), t._version) for t in tensors)
-        modes = tuple((type(module), module.training) for module in self.g.modules())
-        sums = tuple(float(t.double().square().sum()) for t in tensors)
-        return versions, modes, sums
+        return (
+            tuple(_checksum(tensor) for tensor in tensors),
+            tuple((id(module), type(module), _settings(module)) for module in self.g.modules()),
+        )
 
     def _check_deterministic(self) -> None:
         for name, module in self.g.named_modules():
+            batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if batch_norm and module.running_var is None:
+                raise RuntimeError(
+                    f"the branch has no inverse: {name or 'it'} ({type(module).__name__}) takes its statistics from "
+                    "the batch in every mode. Remedy: track_running_stats=True"
+                )
             random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-            if module.training and (random or isinstance(module, nn.modules.batchnorm._BatchNorm)):
+            if module.training and (random or batch_norm):
                 raise RuntimeError(
                     f"the branch has no inverse while {name or 'it'} ({type(module).__name__}) is in training mode. "
                     "Remedy: model.eval() first"
                 )
+
+
+def _checksum(tensor: Tensor) -> tuple[int, torch.Size, int]:
+    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return id(tensor), tensor.shape, zlib.crc32(content.data)
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
+    """The numbers, words and hooks that determine what a module computes besides its tensors."""
+    # What an evaluation writes without changing the result.
+    bookkeeping = {"frozen", "_fitted_to"}
+    values = [(key, value) for key, value in vars(module).items() if isinstance(value, (int, float, str, tuple))]
+    hooks = ("hooks", (*map(id, module._forward_pre_hooks.values()), *map(id, module._forward_hooks.values())))
+    return (*((key, value) for key, value in values if key not in bookkeeping), hooks)

@@ -36,6 +36,7 @@ class SpectralNorm(nn.Module):
 
     Training mode iterates at every use; evaluation mode and inverses do not. A weight that changed since u and v were
     last fitted (a last optimiser step, averaged weights) is fitted again, once, at its first use in evaluation mode.
+    Code compiled by ``torch.compile`` does not fit again: evaluate a changed model once, or certify it, before.
 
     Args:
         weight: the weight to be normalised, for its shape.
@@ -82,7 +83,7 @@ class SpectralNorm(nn.Module):
     def start(self, weight: Tensor) -> None:
         """Fit u and v to a weight for the first time, by a fixed number of iterations."""
         self._u, self._v = (part.to(weight.dtype) for part in self._iterate(weight, _FIRST_ITERATIONS, None))
-        self._fitted_to = (weight.data_ptr(), weight._version)
+        self._fitted_to = _identity(weight)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What to store so that the weight becomes this one: itself, where its norm is at most coeff."""
@@ -106,7 +107,7 @@ class SpectralNorm(nn.Module):
     def _vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """U and v for this use: iterated as the mode asks, and written back unless frozen."""
         compiling = torch.compiler.is_compiling()
-        identity = _LOADED if compiling else (weight.data_ptr(), weight._version)
+        identity = _LOADED if compiling else _identity(weight)
         iterations, tol = 0, None
         if self._fitted_to is None or not (compiling or self.training or self._fitted_to == identity):
             iterations, tol = _REFRESH_ITERATIONS, _REFRESH_TOL
@@ -183,8 +184,8 @@ def spectral_norm(
     if axes is None and not issubclass(kind, nn.Linear):
         raise TypeError(f"spectral_norm serves nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d, got {kind.__name__}")
     weight = getattr(module, name, None)
-    if not isinstance(weight, Tensor):
-        raise ValueError(f"{kind.__name__} has no parameter named {name!r}")
+    if not isinstance(weight, Tensor) or weight.dim() < 2:
+        raise ValueError(f"{kind.__name__} has no weight named {name!r}")
     if parametrize.is_parametrized(module, name):
         raise ValueError(f"{kind.__name__}.{name} is already parametrized; remove_parametrizations first")
     check_values(name, weight)
@@ -195,7 +196,7 @@ def spectral_norm(
     parametrize.register_parametrization(module, name, parametrization, unsafe=True)
     parametrization.start(module.parametrizations[name].original)  # type: ignore[index, union-attr]
     if input_size is not None and geometry is not None:
-        module.register_forward_pre_hook(check_input_size)
+        module.register_forward_pre_hook(check_input_size, with_kwargs=True)
     return module
 
 
@@ -225,12 +226,15 @@ def frozen_state(module: nn.Module) -> Iterator[None]:
             part.frozen = False  # type: ignore[assignment]
 
 
-def check_input_size(module: nn.Module, args: tuple[Any, ...]) -> None:
+def check_input_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook: a convolution is only used at the input size its norm was taken at."""
     norm = find_spectral_norm(module)
     if norm is None or norm.geometry is None:
         return
-    expected, found = norm.geometry.input_size, tuple(args[0].shape[-len(norm.geometry.input_size) :])
+    expected, found = (
+        norm.geometry.input_size,
+        tuple((args[0] if args else kwargs["input"]).shape[-len(norm.geometry.input_size) :]),
+    )
     if found != expected:
         raise ValueError(
             f"this convolution was normalised for input_size={expected}, got an input of spatial size {found}: its "
@@ -241,6 +245,11 @@ def check_input_size(module: nn.Module, args: tuple[Any, ...]) -> None:
 def _check_coeff(coeff: float) -> None:
     if isinstance(coeff, bool) or not isinstance(coeff, int | float) or not 0 < coeff < float("inf"):
         raise ValueError(f"coeff must be a positive number, got {coeff!r}")
+
+
+def _identity(weight: Tensor) -> tuple[int, int]:
+    """Address and version of a weight; tensors of inference mode have no version, and cannot change."""
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

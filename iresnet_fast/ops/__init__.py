@@ -2,5 +2,7 @@
 
 from .conv_norm import conv_norm_bound
 from .conv_spectrum import conv_singular_values
+from .conv_symbol import conv_symbol
+from .fixed_point_update import fixed_point_update
 
-__all__ = ["conv_norm_bound", "conv_singular_values"]
+__all__ = ["conv_norm_bound", "conv_singular_values", "conv_symbol", "fixed_point_update"]

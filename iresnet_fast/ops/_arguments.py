@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,11 +41,29 @@ def check_values(name: str, tensor: Tensor) -> None:
 
 def per_axis(name: str, value: int | Sequence[int], axes: int, minimum: int = 1) -> tuple[int, ...]:
     """One int per spatial axis from an int or a sequence of them, each at least ``minimum``."""
-    entries = (value,) * axes if isinstance(value, int) else tuple(value)
-    valid = all(isinstance(entry, int) and not isinstance(entry, bool) and entry >= minimum for entry in entries)
-    if len(entries) != axes or not valid:
+    try:
+        entries = tuple(operator.index(entry) for entry in (value if isinstance(value, Iterable) else (value,) * axes))
+    except TypeError:
+        entries = ()
+    if len(entries) != axes or min(entries) < minimum:
         raise ValueError(f"{name} must be an int or {axes} ints, each ≥ {minimum}, got {value!r}")
     return entries
+
+
+def check_circular(
+    weight: Tensor,
+    input_size: Sequence[int],
+    stride: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Check the arguments of a circular convolution; return (input size, stride, dilation), one int per axis each."""
+    axes = check_conv_weight(weight, groups)
+    grid = per_axis("input_size", input_size, axes)
+    steps = per_axis("stride", stride, axes)
+    if any(n % s for n, s in zip(grid, steps, strict=True)):
+        raise ValueError(f"stride={steps} must divide input_size={grid}: otherwise the operator is not circular")
+    return grid, steps, per_axis("dilation", dilation, axes)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

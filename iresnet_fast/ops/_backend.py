@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .. import _extension
+from .. import _extension, kernels
 
 VARIABLE = "IRESNET_FAST_BACKEND"
 BACKENDS = ("auto", "reference", "triton", "extension")
@@ -19,13 +19,17 @@ def _extension_obstacle(op: str, device_type: str) -> str | None:
     if not _extension.loaded:
         return _extension.missing_reason
     if not _extension.serves(op, device_type):
-        return f"the compiled extension of this installation has no {device_type} kernel of it"
+        return (
+            f"the compiled extension of this installation has no {device_type} kernel of it. Remedy: a CUDA build of "
+            f"torch and nvcc (FORCE_CUDA=1 where no GPU is visible), then {_extension.REBUILD}"
+        )
     return None
 
 
 _OBSTACLES: dict[str, Callable[[str, str], str | None]] = {
     "reference": lambda op, device_type: None,
     "extension": _extension_obstacle,
+    "triton": lambda op, device_type: kernels.missing_reason(),
 }
 
 

@@ -12,7 +12,7 @@ from ..reference.conv_operator import ConvGeometry, conv_matrix
 from ._arguments import check_choice, check_conv_weight, per_axis
 from .conv_spectrum import conv_singular_values
 
-_PADDING_MODES = ("zeros", "circular")
+PADDING_MODES = ("zeros", "circular")
 # Frequencies per axis and unit of (k-1)/2 that sample the supremum over all frequencies: within 1% for k = 3.
 _SAMPLES = 32
 # An operator of at most so many rows and columns (or the reverse) is formed and measured as it is: at small sizes the
@@ -36,13 +36,22 @@ def conv_padding(
     return tuple((p, p) for p in per_axis("padding", padding, axes, minimum=0))
 
 
-def rounding_factor(weight: Tensor) -> float:
-    """1 plus the relative error of a float64 singular value of this weight's symbol, generously rounded up.
+def rounding_term(weight: Tensor) -> float:
+    """Error of a float64 singular value of this weight's symbol, generously rounded up.
 
-    The symbol is a sum of ∏k terms and its solver is backward stable; both are within a small multiple of eps times
-    the number of terms.
+    The symbol is a sum of ∏k terms, which may cancel, and its solver is backward stable: both errors are within a small
+    multiple of eps times the number of terms, relative to the sum of the taps' norms.
     """
-    return 1 + 16 * _EPS * (weight[0].numel() + weight.shape[0])
+    taps = (
+        weight.detach()
+        .double()
+        .flatten(2 if weight.dim() > 2 else 1)
+        .reshape(*weight.shape[:2], -1)
+        .square()
+        .sum(dim=(0, 1))
+        .sqrt()
+    )
+    return 16 * _EPS * (weight[0].numel() + weight.shape[0]) * float(taps.sum())
 
 
 def conv_norm_bound(
@@ -74,8 +83,8 @@ def conv_norm_bound(
         groups: blocks that the channels fall into.
 
     Returns:
-        float64 tensor of no dimensions, on weight's device. In exact arithmetic it is a bound; it includes a factor
-        1 + 16·eps·(c_in·∏k + c_out) for the rounding of the computation.
+        float64 tensor of no dimensions, on weight's device. In exact arithmetic it is a bound; for the rounding of the
+        computation it includes 16·eps·(c_in·∏k + c_out)·Σ‖K_t‖, or a factor 1 + 16·eps·(rows + columns) where formed.
 
     Raises:
         TypeError: weight is not a floating-point tensor.
@@ -90,7 +99,7 @@ def conv_norm_bound(
     axes = check_conv_weight(weight, groups)
     kernel = tuple(weight.shape[2:])
     stride, dilation = per_axis("stride", stride, axes), per_axis("dilation", dilation, axes)
-    check_choice("padding_mode", padding_mode, _PADDING_MODES)
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
     sides = conv_padding(padding, kernel, dilation)
     if input_size is None:
         repeats = 1
@@ -98,9 +107,11 @@ def conv_norm_bound(
             # torch pads at most once around, so the input is at least as large as the padding.
             extra = [sum(p) - d * (k - 1) for p, d, k in zip(sides, dilation, kernel, strict=True)]
             repeats = math.prod(1 + -(-max(e, 0) // max(1, *p)) for e, p in zip(extra, sides, strict=True))
-        return _bound_for_any_size(weight, groups) * (math.sqrt(repeats) * rounding_factor(weight))
+        return _bound_for_any_size(weight, groups) * math.sqrt(repeats)
     size = per_axis("input_size", input_size, axes)
     rows = list(zip(size, kernel, stride, dilation, sides, strict=True))
+    if padding_mode == "circular" and any(max(p) > n for n, p in zip(size, sides, strict=True)):
+        raise ValueError(f"padding={padding!r} goes around more than once: input_size={size}. Remedy: at most its size")
     outputs = [(n + sum(p) - d * (k - 1) - 1) // s + 1 for n, k, s, d, p in rows]
     if min(outputs) < 1:
         raise ValueError(f"input_size={size} is too small for a kernel of {kernel} with padding={padding!r}")
@@ -119,7 +130,7 @@ def conv_norm_bound(
         if any(n % s for n, s in zip(size, stride, strict=True)):
             stride = (1,) * axes  # the outputs are some of those of stride 1
     values = conv_singular_values(weight, grid, stride=stride, dilation=dilation, groups=groups)
-    return values.amax() * (math.sqrt(multiplicity) * rounding_factor(weight))
+    return (values.amax() + rounding_term(weight)) * math.sqrt(multiplicity)
 
 
 def _bound_for_any_size(weight: Tensor, groups: int) -> Tensor:
@@ -127,4 +138,4 @@ def _bound_for_any_size(weight: Tensor, groups: int) -> Tensor:
     reach = [(k - 1) / 2 for k in weight.shape[2:]]
     grid = [max(1, math.ceil(_SAMPLES * d)) for d in reach]
     factor = math.prod(1 / math.cos(math.pi * d / n) for d, n in zip(reach, grid, strict=True))
-    return conv_singular_values(weight, grid, groups=groups).amax() * factor
+    return (conv_singular_values(weight, grid, groups=groups).amax() + rounding_term(weight)) * factor

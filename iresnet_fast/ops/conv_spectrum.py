@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .. import _extension
 from ..reference import conv_spectrum as reference
-from ._arguments import check_choice, check_conv_weight, per_axis
+from ._arguments import check_choice, check_circular
 from ._backend import Op, register
 
 _DRIVERS = ("gram", "svd")
@@ -55,18 +56,17 @@ def conv_singular_values(
         >>> conv_singular_values(weight, (4, 4)).amax()
         tensor(2., dtype=torch.float64)
     """
-    axes = check_conv_weight(weight, groups)
-    grid = per_axis("input_size", input_size, axes)
-    stride = per_axis("stride", stride, axes)
-    dilation = per_axis("dilation", dilation, axes)
+    grid, stride, dilation = check_circular(weight, input_size, stride, dilation, groups)
     check_choice("driver", driver, _DRIVERS)
-    if any(n % s for n, s in zip(grid, stride, strict=True)):
-        raise ValueError(f"stride={stride} must divide input_size={grid}: otherwise the operator is not circular")
-    arguments = (weight.double(), grid, stride, dilation, groups, driver)
+    # A power of two, so that scaling is exact: squares neither overflow nor underflow.
+    exponent = torch.frexp(weight.detach().double().abs().amax()).exponent
+    scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
+    arguments = (weight.double() / scale, grid, stride, dilation, groups, driver)
     if OP.choose(weight.device) == "extension":
         values: Tensor = torch.ops.iresnet_fast.conv_singular_values(*arguments)
-        return values
-    return reference.conv_singular_values(*arguments)
+    else:
+        values = reference.conv_singular_values(*arguments)
+    return values * scale
 
 
 def _self_test(device: torch.device) -> float:
@@ -80,22 +80,19 @@ def _self_test(device: torch.device) -> float:
 OP = register(
     Op(
         "conv_singular_values",
-        {"cpu": ("extension", "reference"), "cuda": ("reference",)},
+        {"cpu": ("extension", "reference"), "cuda": ("extension", "reference")},
         _self_test,
         self_test_tolerance=1e-7,
     )
 )
 
-if _extension.loaded:
+if _extension.defines("conv_singular_values"):
 
     @torch.library.register_fake("iresnet_fast::conv_singular_values")
     def _fake(
         weight: Tensor, grid: list[int], stride: list[int], dilation: list[int], groups: int, driver: str
     ) -> Tensor:
-        aliases = 1
-        for s in stride:
-            aliases *= s
-        rank = min(weight.shape[0] // groups, weight.shape[1] * aliases)
+        rank = min(weight.shape[0] // groups, weight.shape[1] * math.prod(stride))
         coarse = [n // s for n, s in zip(grid, stride, strict=True)]
         return weight.new_empty([*coarse, groups * rank])
 

@@ -2,51 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-def conv_symbol(
-    weight: Tensor, grid: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int
-) -> Tensor:
-    """Evaluate F(ω) = Σ_t K_t exp(−iω·t) at every frequency of the grid.
-
-    The taps are wrapped onto the grid first: an FFT padded to the grid would crop a kernel that is larger than it.
-    With a stride s, the ∏s frequencies that alias onto one of the coarse grid n/s stand side by side, divided by
-    √∏s.
-
-    Args:
-        weight: (c_out, c_in/groups, *kernel), real.
-        grid: spatial size n of the input, one entry per axis.
-        stride: step s between outputs, dividing n.
-        dilation: step between taps.
-        groups: blocks that the channels fall into.
-
-    Returns:
-        Complex tensor (*coarse grid, groups, c_out/groups, ∏s·c_in/groups).
-    """
-    axes = len(grid)
-    positions = [
-        torch.arange(k, device=weight.device) * d % n for k, d, n in zip(weight.shape[2:], dilation, grid, strict=True)
-    ]
-    wrapped = weight
-    for axis, (index, n) in enumerate(zip(positions, grid, strict=True), start=2):
-        shape = [*wrapped.shape[:axis], n, *wrapped.shape[axis + 1 :]]
-        wrapped = wrapped.new_zeros(shape).index_add(axis, index, wrapped)
-    symbol = torch.fft.fftn(wrapped, dim=tuple(range(2, 2 + axes)))
-    symbol = symbol.permute(*range(2, 2 + axes), 0, 1)
-    coarse = [n // s for n, s in zip(grid, stride, strict=True)]
-    aliases = [
-        symbol[tuple(slice(a * m, (a + 1) * m) for a, m in zip(alias, coarse, strict=True))]
-        for alias in itertools.product(*map(range, stride))
-    ]
-    c_out, c_in = weight.shape[:2]
-    grouped = [part.reshape(*coarse, groups, c_out // groups, c_in) for part in aliases]
-    return torch.cat(grouped, dim=-1) / math.sqrt(math.prod(stride))
+from .conv_symbol import conv_symbol, conv_symbol_adjoint
 
 
 def conv_singular_values(
@@ -78,35 +39,6 @@ def conv_singular_values(
         gram = symbol @ symbol.mH if wide else symbol.mH @ symbol
         values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0).sqrt()
     return values.flatten(-2).sort(dim=-1, descending=True).values
-
-
-def conv_symbol_adjoint(
-    symbol: Tensor,
-    kernel_size: Sequence[int],
-    grid: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """Adjoint of :func:`conv_symbol` for the inner product Re⟨·,·⟩: a real tensor of the weight's shape.
-
-    Args:
-        symbol: of the shape that :func:`conv_symbol` returns.
-        kernel_size: spatial shape of the weight.
-        grid: as for :func:`conv_symbol`.
-        stride: as for :func:`conv_symbol`.
-        dilation: as for :func:`conv_symbol`.
-    """
-    axes = tuple(range(len(grid)))
-    aliases = list(symbol.chunk(math.prod(stride), dim=-1))
-    for axis in reversed(axes):
-        # Innermost aliases first: the last axis counts fastest.
-        s = stride[axis]
-        aliases = [torch.cat(aliases[i : i + s], dim=axis) for i in range(0, len(aliases), s)]
-    full = aliases[0].flatten(-3, -2) / math.sqrt(math.prod(stride))
-    weight = torch.fft.ifftn(full, dim=axes, norm="forward").real
-    for axis, (k, d, n) in enumerate(zip(kernel_size, dilation, grid, strict=True)):
-        weight = weight.index_select(axis, torch.arange(k, device=symbol.device) * d % n)
-    return weight.permute(-2, -1, *axes)
 
 
 def conv_singular_values_vjp(

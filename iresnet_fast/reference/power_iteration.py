@@ -53,13 +53,13 @@ def power_iteration(
     Returns:
         (u, v); the arguments are not written to.
     """
-    sigma = None if tol is None else torch.linalg.vector_norm(layer_apply(weight, v, geometry))
+    sigma = None if tol is None else (u * layer_apply(weight, v, geometry)).sum().abs()
     for _ in range(n_iterations):
         next_u = _normalized(layer_apply(weight, v, geometry), otherwise=u)
         back = layer_adjoint(weight, next_u, geometry)
         next_v = _normalized(back, otherwise=v)
         if sigma is not None and tol is not None:
-            previous, sigma = sigma, torch.linalg.vector_norm(back)
+            previous, sigma = sigma, torch.linalg.vector_norm(back)  # = ⟨u, W v⟩ of the new vectors
             if bool((sigma - previous).abs() <= tol * sigma):
                 break
         u, v = next_u, next_v

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 from pathlib import Path
 
 from .demo import DemoResult, relative_errors
 from .figures import draw_convergence, draw_norms, draw_reconstructions
+
+
+def require_packages() -> None:
+    """Check for what the report is made with, before the work of measuring.
+
+    Raises:
+        ModuleNotFoundError: matplotlib, jinja2 or scikit-learn is not installed.
+    """
+    for package in ("matplotlib", "jinja2", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"the demonstration needs {package}, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
+            )
 
 
 def write_report(result: DemoResult, out: Path) -> Path:
@@ -15,12 +29,9 @@ def write_report(result: DemoResult, out: Path) -> Path:
     Raises:
         ModuleNotFoundError: matplotlib or jinja2 is not installed.
     """
-    try:
-        import jinja2  # noqa: PLC0415  (an optional package)
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the report is made with jinja2, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
-        ) from None
+    require_packages()
+    import jinja2  # noqa: PLC0415  (an optional package)
+
     names = [network.name for network in result.networks]
     rows = [
         (name, found, relative_errors(found, result.images).tolist())

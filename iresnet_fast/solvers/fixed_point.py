@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..ops.fixed_point_update import fixed_point_update
 from .result import InverseResult, NotConvergedError
 
 # Evaluations without a smaller residual after which a sample has stalled. Branches that are not normal matrices can
@@ -22,8 +23,8 @@ _ON_FAILURE = ("raise", "warn", "return")
 
 
 def sample_norms(x: Tensor) -> Tensor:
-    """Euclidean norm of each sample: (B, ...) to (B,)."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    """Euclidean norm of each sample: (B, ...) to (B,), in float32 for low precision, else in x's dtype."""
+    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 @torch.no_grad()
@@ -70,6 +71,8 @@ def invert_residual(
         tensor([[2.0000],
                 [1.0000]])
     """
+    if not callable(g):
+        raise TypeError(f"g must be callable, got {type(g).__name__}")
     _check_arguments(y, tol, max_iterations, lipschitz, x0, on_failure)
     result = _iterate(g, y, y if x0 is None else x0, tol, lipschitz, max_iterations)
     if on_failure != "return" and not bool(result.converged.all()):
@@ -89,6 +92,7 @@ def _iterate(
     max_iterations: int | None,
 ) -> InverseResult:
     """Run the iteration on the samples that are still active, and record each one's state when it stops."""
+    x = x.clone()  # a branch that works in place must not reach the caller's tensor before it is found out
     solution, target = x.clone(), y
     final_residual = sample_norms(y).fill_(math.inf)
     iterations = torch.zeros(len(y), dtype=torch.int64, device=y.device)
@@ -101,14 +105,14 @@ def _iterate(
     limit = torch.empty_like(iterations)
     step = 0
     while len(active):
+        version = None if x.is_inference() else x._version
         image = g(x)
-        _check_image(image, x)
-        following = y - image
-        residual = sample_norms(following - x)
+        _check_image(image, x, version)
+        following, residual = fixed_point_update(y, image, x)
         if step == 0:
             limit = _iteration_limit(lipschitz, max_iterations, residual, threshold)
         step += 1
-        proven = factor * residual <= threshold
+        proven = (factor * residual <= threshold) & torch.isfinite(threshold)
         since_best = torch.where(residual < best, 0, since_best + 1)
         best = torch.minimum(best, residual)
         done = proven | (since_best >= _PATIENCE) | ~torch.isfinite(residual) | (step >= limit)
@@ -167,6 +171,12 @@ def _check_arguments(
         raise TypeError(f"y must be a tensor of floating point, got {kind}")
     if y.dim() < 2:
         raise ValueError(f"y must have shape (B, ...) with at least one axis per sample, got {tuple(y.shape)}")
+    for name, number in (("tol", tol), ("lipschitz", lipschitz), ("max_iterations", max_iterations)):
+        kinds = (int,) if name == "max_iterations" else (int, float)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, kinds)):
+            raise TypeError(f"{name} must be {'an int' if len(kinds) == 1 else 'a number'}, got {number!r}")
+    if x0 is not None and not isinstance(x0, Tensor):
+        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
     floor = 4 * torch.finfo(y.dtype).eps
     if not tol >= floor:
         raise ValueError(
@@ -189,7 +199,11 @@ def _check_arguments(
         raise ValueError(f"on_failure must be one of {', '.join(map(repr, _ON_FAILURE))}, got {on_failure!r}")
 
 
-def _check_image(image: Tensor, x: Tensor) -> None:
+def _check_image(image: Tensor, x: Tensor, version: int | None) -> None:
+    if version is not None and x._version != version:
+        raise ValueError("g changes its input in place, so x + g(x) is not what it seems. Remedy: inplace=False")
+    if not isinstance(image, Tensor):
+        raise TypeError(f"g must return a tensor, got {type(image).__name__}")
     if image.shape != x.shape:
         raise TypeError(
             f"g must keep the shape of its input, but maps {tuple(x.shape)} to {tuple(image.shape)}; a residual "
@@ -209,8 +223,8 @@ def _explain(result: InverseResult, y: Tensor, tol: float, lipschitz: float | No
         remedies.append("a larger max_iterations")
     if lipschitz is None:
         remedies.append("a branch that contracts: certify(model) shows its Lipschitz bound, enforce(model) lowers it")
-    if not bool(torch.isfinite(relative).all()):
-        remedies.append("inputs and weights without NaN or infinite values")
+    if not bool(torch.isfinite(relative).all() & torch.isfinite(sample_norms(y)).all()):
+        remedies.append("inputs and weights without NaN, infinite or overflowing values")
     remedies.append(f"a larger tol, or float64 if rounding in {y.dtype} is the limit")
     known = "none" if lipschitz is None else f"{lipschitz:.6g}"
     return (

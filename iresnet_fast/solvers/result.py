@@ -15,13 +15,14 @@ class InverseResult:
         x: (B, ...) the solution; of y's shape, dtype and device.
         residual: (B,) ‖y − g(x̂) − x̂‖ of the last evaluated iterate x̂, in y's dtype. Without a proven Lipschitz
             constant x is x̂; with one, x is the closer y − g(x̂).
-        error_bound: (B,) proven bound (L·residual + δ)/(1−L) of the distance to the true x; NaN without a proven
-            Lipschitz constant. δ = 4·eps·max(‖x‖, ‖y‖) stands for the rounding of one evaluation of y − g(x); the
-            stopping rule leaves it out, so it is what remains where L is close to 1.
+        error_bound: (B,) bound (L·residual + δ)/(1−L) of the distance to the true x; NaN without a proven Lipschitz
+            constant. With δ = 0 it is proven in exact arithmetic. δ = 4·eps·max(‖x‖, ‖y‖) allows for the rounding of
+            one evaluation of y − g(x); a branch whose values inside are much larger than x rounds more.
         iterations: (B,) int64, steps taken until the sample was frozen.
         evaluations: how often g was called (on the samples still active).
         converged: (B,) bool, whether the stopping rule was met.
-        certified: (B,) bool, converged by a proven bound.
+        certified: (B,) bool, converged by the bound that is proven in exact arithmetic. The stopping rule leaves δ
+            out: where L is close to 1, error_bound can exceed the tolerance, and says so.
         path: which implementation solved it.
     """
 

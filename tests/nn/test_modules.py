@@ -38,7 +38,7 @@ def test_maxmin():
     y = irf.nn.MaxMin()(x)
     torch.testing.assert_close(y.norm(dim=(1, 2)), x.norm(dim=(1, 2)))
     assert (y[:, :2] >= y[:, 2:]).all()
-    with pytest.raises(ValueError, match="even number of them, got 3"):
+    with pytest.raises(ValueError, match=r"even number of them, got \(2, 3\)"):
         irf.nn.MaxMin()(torch.randn(2, 3))
 
 
@@ -126,8 +126,11 @@ def test_injective_pad():
         pad.inverse(y)
     with pytest.raises(ValueError, match="more than 5 channels, got 5"):
         pad.inverse(torch.ones(1, 5, 2, 2))
-    with pytest.raises(ValueError, match="negative"):
-        irf.nn.InjectivePad(-1)
+    with pytest.raises(ValueError, match="outside the range"):
+        irf.nn.InjectivePad(1).inverse(torch.tensor([[1.0, float("nan")]]))
+    for channels in (-1, 1.5):
+        with pytest.raises(ValueError, match="not negative"):
+            irf.nn.InjectivePad(channels)
 
 
 def branches(dtype):
@@ -199,6 +202,34 @@ def test_branches_must_contract(coeff):
     ):
         with pytest.raises(ValueError, match=rf"coeff must be in \(0, 1\) .* got {coeff}"):
             make()
+
+
+def test_batch_statistics_have_no_inverse_in_any_mode():
+    norm = nn.BatchNorm1d(3, track_running_stats=False)
+    block = irf.nn.InvertibleResidualBlock(nn.Sequential(irf.nn.SpectralLinear(3, 3), norm)).eval()
+    with pytest.raises(RuntimeError, match="statistics from the batch in every mode"):
+        block.inverse(torch.randn(4, 3))
+
+
+def test_autocast_does_not_reach_the_inverse():
+    block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(4)).eval()
+    y = torch.randn(3, 4)
+    expected = block.inverse(y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(block.inverse(y), expected)
+
+
+def test_slices_and_growth():
+    chain = irf.nn.InvertibleSequential(*(irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2)) for _ in range(3)))
+    assert isinstance(chain[:2], irf.nn.InvertibleSequential)
+    assert len(chain[:2]) == 2
+    assert chain[-1] is list(chain)[2]
+    assert type(irf.nn.LipschitzMLP(3)[:2]) is nn.Sequential
+    with pytest.raises(TypeError, match="has no inverse"):
+        chain.append(nn.ReLU())
+    chain.insert(0, irf.nn.ActNorm(2))
+    assert len(chain) == 4
+    assert isinstance(chain[0], irf.nn.ActNorm)
 
 
 def test_branch_of_the_wrong_shape():

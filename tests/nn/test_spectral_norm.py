@@ -147,6 +147,16 @@ def test_faults_11_and_17_evaluation_fits_a_changed_weight(how):
     assert dense_norm(layer) == pytest.approx(0.9, rel=1e-4)
 
 
+@pytest.mark.parametrize("tol", [None, 1e-3])
+def test_orthogonal_weights_are_normalised(tol):
+    """All singular values are equal, so ‖W v‖ is σ from the start: σ must be read off the vectors that are kept."""
+    layer = irf.nn.SpectralLinear(16, 16, coeff=0.5, tol=tol, n_power_iterations=50)
+    with torch.no_grad():
+        nn.init.orthogonal_(layer.parametrizations.weight.original, gain=3)
+    _ = layer.train().weight if tol else layer.eval().weight
+    assert dense_norm(layer) == pytest.approx(0.5, rel=1e-4)
+
+
 def test_fault_12_first_forward_is_already_normalised():
     layer = irf.nn.spectral_norm(nn.Linear(16, 16), coeff=0.9).eval()
     norm = irf.nn.find_spectral_norm(layer)
@@ -263,6 +273,17 @@ def test_removal_keeps_the_normalised_weight():
     torch.testing.assert_close(layer.weight.detach(), weight, rtol=FLOAT64, atol=0)
 
 
+def test_builds_in_inference_mode():
+    with torch.inference_mode():
+        layer = irf.nn.SpectralLinear(3, 3)
+        assert layer(torch.randn(2, 3)).shape == (2, 3)
+
+
+def test_input_by_keyword():
+    layer = irf.nn.SpectralConv2d(2, 2, 3, padding=1, input_size=(4, 4))
+    assert layer(input=torch.randn(1, 2, 4, 4)).shape == (1, 2, 4, 4)
+
+
 def test_torch_compile_sees_plain_aten():
     layer = irf.nn.SpectralConv2d(2, 2, 3, padding=1, input_size=(4, 4)).eval()
     x = torch.randn(2, 2, 4, 4)
@@ -301,7 +322,9 @@ def _filled(module, value, name="weight"):
         (nn.Linear(3, 3), {"coeff": "0.9"}, ValueError, "got '0.9'"),
         (nn.Linear(3, 3), {"n_power_iterations": 0}, ValueError, "n_power_iterations"),
         (nn.Linear(3, 3), {"tol": 2.0}, ValueError, "tol"),
-        (nn.Linear(3, 3), {"name": "kernel"}, ValueError, "no parameter named 'kernel'"),
+        (nn.Linear(3, 3), {"name": "kernel"}, ValueError, "no weight named 'kernel'"),
+        (nn.Linear(3, 3), {"name": "bias"}, ValueError, "no weight named 'bias'"),
+        (nn.Conv2d(3, 3, 3), {"input_size": 4.0}, ValueError, "input_size must be an int or 2 ints, each ≥ 1, got 4.0"),
         (nn.Linear(0, 3), {}, ValueError, "must not be empty"),
         (nn.Conv2d(3, 3, 3), {}, ValueError, r"input_size is missing.*input_size=\('H', 'W'\)"),
         (nn.Conv2d(3, 3, 3), {"input_size": (2, 2)}, ValueError, "too small"),

@@ -77,6 +77,27 @@ def test_same_padding_of_even_kernels(route):
     assert exact * (1 - NORM_ROUNDING) <= bound <= 1.6 * exact
 
 
+def test_scales_of_any_size(route):
+    """Squares of the values neither underflow to a norm of 0 nor overflow."""
+    weight = torch.randn(3, 3, 3, 3, dtype=torch.float64)
+    norm = irf.conv_norm_bound(weight, (5, 5), padding=1)
+    for scale in (1e-165, 1e155):
+        scaled = irf.conv_norm_bound(scale * weight, (5, 5), padding=1) / scale
+        torch.testing.assert_close(scaled, norm, rtol=1e-9, atol=0)
+
+
+def test_taps_that_cancel(route):
+    """Taps that never touch the input cancel in the embedding; their rounding must not eat the bound."""
+    weight = torch.zeros(300, 1, 5, dtype=torch.float64)
+    weight[:, 0, 0], weight[:, 0, 2], weight[:, 0, 4] = 1e8, 1 / 300**0.5, -1e8
+    exact = dense_norm_1d(weight)
+    assert irf.conv_norm_bound(weight, (2,), padding=2) >= exact
+
+
+def dense_norm_1d(weight):
+    return torch.linalg.matrix_norm(conv_matrix(weight, ConvGeometry((2,), (1,), (1,), ((2, 2),))), 2)
+
+
 def test_formed_operator_gives_its_own_norm():
     weight = torch.randn(4, 3, 3, 3)
     exact = dense_norm(weight, (4, 4), ((1, 1), (1, 1)))
@@ -112,6 +133,8 @@ def test_gradcheck():
         ({"padding": "full"}, "'same' or 'valid'"),
         ({"padding_mode": "reflect"}, "'zeros', 'circular'"),
         ({"dilation": 4}, "too small"),
+        ({"padding": 1.5}, "padding must be an int or 2 ints"),
+        ({"padding": 5, "padding_mode": "circular"}, "more than once"),
     ],
 )
 def test_bad_input(options, message):

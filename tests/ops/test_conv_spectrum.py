@@ -170,6 +170,8 @@ def test_independent_of_thread_count():
         (torch.ones(2, 2, 3, 3, dtype=torch.int32), (4, 4), {}, TypeError, "floating point"),
         (torch.ones(0, 2, 3, 3), (4, 4), {}, ValueError, "empty"),
         (torch.full((2, 2, 3, 3), float("nan")), (4, 4), {}, ValueError, "36 NaN or infinite"),
+        (torch.ones(2, 2, 3, 3), None, {}, ValueError, "input_size must be an int or 2 ints, each ≥ 1, got None"),
+        (torch.ones(2, 2, 3, 3), 3.5, {}, ValueError, "got 3.5"),
         (torch.ones(2, 2, 3, 3), (4,), {}, ValueError, "input_size"),
         (torch.ones(2, 2, 3, 3), (4, 0), {}, ValueError, "input_size"),
         (torch.ones(2, 2, 3, 3), (5, 4), {"stride": 2}, ValueError, "must divide"),

@@ -124,6 +124,17 @@ def test_bound_holds_where_rounding_dominates():
     assert (error <= result.error_bound).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_overflowing_norms_are_not_converged(dtype, scale):
+    y = torch.full((1, 3), 1e20 if dtype == torch.float32 else 6e4, dtype=dtype)
+    result = invert_residual(
+        lambda x: scale * x, y, tol=1e-2, lipschitz=0.5 if scale < 1 else None, on_failure="return"
+    )
+    finite = (result.x.double() * (1 + scale) - y.double()).norm() <= 1e-2 * y.double().norm()
+    assert not result.converged.any() or finite
+
+
 def test_a_priori_cap():
     g = contraction(8, 0.9)
     y = torch.randn(4, 8, dtype=torch.float64)
@@ -206,6 +217,16 @@ def test_reference_agrees():
 def test_bad_input(y, options, error, message):
     with pytest.raises(error, match=message):
         invert_residual(lambda x: 0.5 * x, y, **options)
+
+
+@pytest.mark.parametrize("options", [{"tol": "a"}, {"lipschitz": "a"}, {"max_iterations": 2.5}, {"x0": [1]}])
+def test_arguments_of_the_wrong_type(options):
+    with pytest.raises(TypeError, match=next(iter(options))):
+        invert_residual(lambda x: 0.5 * x, torch.ones(2, 3), **options)
+    with pytest.raises(TypeError, match="g must be callable, got int"):
+        invert_residual(3, torch.ones(2, 3))
+    with pytest.raises(TypeError, match="g must return a tensor, got list"):
+        invert_residual(lambda x: [x], torch.ones(2, 3))
 
 
 def test_branch_that_changes_shape_or_dtype():

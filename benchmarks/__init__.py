@@ -1,0 +1,1 @@
+"""Every measurement of the project: ``python -m benchmarks``."""

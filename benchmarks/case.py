@@ -1,0 +1,116 @@
+"""What a case is: inputs, providers, oracle, floor and promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Work:
+    """The least that any implementation must do; the floor is the slower of the two on the measured machine.
+
+    Attributes:
+        flops: floating-point operations.
+        dtype: of the matrix rate that they run at.
+        bytes: read from and written to memory.
+    """
+
+    flops: float
+    dtype: torch.dtype
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One way to compute the problem.
+
+    Attributes:
+        name: shown in the table.
+        run: takes one of the problem's inputs; this is what is timed.
+        tolerance: largest error that a timing is printed for.
+        result: what of the output is compared with the oracle.
+        missing: why it cannot run here, None where it can.
+    """
+
+    name: str
+    run: Callable[[Any], Any]
+    tolerance: float
+    result: Callable[[Any], Tensor] = lambda output: output
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A figure the project holds itself to.
+
+    Attributes:
+        provider: whose figure.
+        against: the provider it is compared with.
+        must: the least speed-up over it, or the largest share of its time.
+        aim: the one we are after.
+        quantity: ``"speedup"`` (against/provider, at least) or ``"share"`` (provider/against, at most).
+        time: ``"wall"`` or ``"cpu"``.
+    """
+
+    provider: str
+    against: str
+    must: float
+    aim: float
+    quantity: str = "speedup"
+    time: str = "wall"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One size of a case: a group of rows.
+
+    Attributes:
+        name: shown in the table.
+        inputs: some fresh sets of inputs, taken in turn.
+        providers: what is measured, interleaved; the first is the baseline of the speed-ups.
+        oracle: the float64 answer for one input.
+        work: for the floor; None where none is stated.
+        promises: checked after measuring.
+        threads: of the CPU; None for torch's own number.
+    """
+
+    name: str
+    inputs: Sequence[Any]
+    providers: Sequence[Provider]
+    oracle: Callable[[Any], Tensor]
+    work: Work | None = None
+    promises: Sequence[Promise] = field(default_factory=tuple)
+    threads: int | None = None
+
+    def error(self, found: Tensor, exact: Tensor) -> float:
+        """Largest absolute difference over the largest exact value; infinite where the shapes differ or NaN."""
+        if found.shape != exact.shape:
+            return float("inf")
+        difference = (found.to(exact) - exact).abs().max() / exact.abs().max()
+        return float(difference.nan_to_num(float("inf")))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family of problems under one name.
+
+    Attributes:
+        name: of the case and its result file.
+        title: one line for the table.
+        problems: makes them, one after the other, for a device; ``quick`` asks for small ones.
+    """
+
+    name: str
+    title: str
+    problems: Callable[[torch.device, bool], Iterator[Problem]]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` of a function; the harness's warm-up compiles it."""
+    compiled_function: Callable[..., Any] = torch.compile(function)
+    return compiled_function

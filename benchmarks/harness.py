@@ -1,0 +1,169 @@
+"""Measures a problem: every provider checked against the oracle first, then timed in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import machine
+from .case import Problem, Promise, Provider
+
+# Rounds in which every provider runs once; more until the budget of seconds is spent.
+_MIN_ROUNDS, _MAX_ROUNDS = 5, 200
+
+
+@dataclass
+class Row:
+    """One provider on one problem; times are in seconds, and absent where none may be printed.
+
+    Attributes:
+        case: name of the case.
+        problem: name of the problem.
+        provider: name of the provider.
+        status: "measured", "inexact" (its error exceeds its tolerance), "missing" or "failed".
+        error: achieved error against the float64 oracle; None where it did not run.
+        tolerance: the largest error that is timed.
+        reason: why there is no timing.
+        wall: median wall time; on a GPU the time between events on the stream.
+        wall_iqr: interquartile range of it.
+        cpu: median CPU time of all threads.
+        rounds: timed runs.
+        peak_bytes: memory needed beyond the inputs.
+        speedup: over the baseline, the first provider.
+        floor: the least time for the stated work at the measured ceilings.
+        floor_ratio: wall over floor.
+        threads: of the CPU.
+        promises: each with what was promised and achieved, and whether it is met.
+    """
+
+    case: str
+    problem: str
+    provider: str
+    status: str
+    error: float | None
+    tolerance: float
+    reason: str | None = None
+    wall: float | None = None
+    wall_iqr: float | None = None
+    cpu: float | None = None
+    rounds: int = 0
+    peak_bytes: int | None = None
+    speedup: float | None = None
+    floor: float | None = None
+    floor_ratio: float | None = None
+    threads: int = 0
+    promises: list[dict[str, Any]] = field(default_factory=list)
+
+
+def measure(case: str, problem: Problem, device: torch.device, budget: float) -> list[Row]:
+    """Check and time all providers of a problem within about ``budget`` seconds of timed rounds."""
+    with machine.limited_threads(problem.threads if device.type == "cpu" else None):
+        rows = [_check(case, problem, provider, device) for provider in problem.providers]
+        able = [
+            (row, provider) for row, provider in zip(rows, problem.providers, strict=True) if row.status == "measured"
+        ]
+        _time(able, problem, device, budget)
+        floor = _floor(problem, device)
+    baseline = rows[0].wall
+    for row in rows:
+        row.threads = problem.threads or torch.get_num_threads()
+        row.floor = floor
+        if row.wall is not None:
+            row.speedup = baseline / row.wall if baseline is not None else None
+            row.floor_ratio = row.wall / floor if floor else None
+    by_name = {row.provider: row for row in rows}
+    for promise in problem.promises:
+        by_name[promise.provider].promises.append(_judge(promise, by_name))
+    return rows
+
+
+def _check(case: str, problem: Problem, provider: Provider, device: torch.device) -> Row:
+    """Run the provider once on every input, which warms it up, and compare with the oracle."""
+    row = Row(case, problem.name, provider.name, "measured", None, provider.tolerance)
+    if provider.missing is not None:
+        row.status, row.reason = "missing", provider.missing
+        return row
+    try:
+        errors = [
+            problem.error(provider.result(provider.run(inputs)), problem.oracle(inputs)) for inputs in problem.inputs
+        ]
+        row.peak_bytes = machine.peak_memory(lambda: provider.run(problem.inputs[0]), device)
+    except Exception as error:
+        row.status, row.reason = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return row
+    row.error = max(errors)
+    if not row.error <= provider.tolerance:
+        row.status, row.reason = "inexact", f"error {row.error:.1e} above {provider.tolerance:.0e}"
+    return row
+
+
+def _time(able: Sequence[tuple[Row, Provider]], problem: Problem, device: torch.device, budget: float) -> None:
+    """Time the providers in turn, A B C A B C …, each run on the next input and with cold caches."""
+    walls: dict[str, list[float]] = {row.provider: [] for row, _ in able}
+    cpus: dict[str, list[float]] = {row.provider: [] for row, _ in able}
+    started, rounds = time.perf_counter(), 0
+    while able and rounds < _MAX_ROUNDS and (rounds < _MIN_ROUNDS or time.perf_counter() - started < budget):
+        inputs = problem.inputs[rounds % len(problem.inputs)]
+        for row, provider in able:
+            wall, cpu = _timed_run(provider, inputs, device)
+            walls[row.provider].append(wall)
+            cpus[row.provider].append(cpu)
+        rounds += 1
+    for row, _ in able:
+        lower, row.wall, upper = statistics.quantiles(walls[row.provider], n=4)
+        row.wall_iqr = upper - lower
+        row.cpu = statistics.median(cpus[row.provider])
+        row.rounds = rounds
+
+
+def _timed_run(provider: Provider, inputs: Any, device: torch.device) -> tuple[float, float]:
+    machine.flush_caches(device)
+    cpu = time.process_time()
+    if device.type == "cuda":
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        provider.run(inputs)
+        last.record()
+        last.synchronize()
+        wall = first.elapsed_time(last) / 1e3
+    else:
+        started = time.perf_counter()
+        provider.run(inputs)
+        wall = time.perf_counter() - started
+    return wall, time.process_time() - cpu
+
+
+def _floor(problem: Problem, device: torch.device) -> float | None:
+    if problem.work is None:
+        return None
+    threads = torch.get_num_threads()
+    computing = problem.work.flops / machine.matrix_rate(device.type, threads, problem.work.dtype)
+    moving = problem.work.bytes / machine.bandwidth(device.type, threads)
+    return max(computing, moving)
+
+
+def _judge(promise: Promise, rows: dict[str, Row]) -> dict[str, Any]:
+    """What was promised, what was achieved, and whether that meets it."""
+    ours, other = (getattr(rows[name], promise.time) for name in (promise.provider, promise.against))
+    achieved = None
+    if ours is not None and other is not None:
+        achieved = other / ours if promise.quantity == "speedup" else ours / other
+    verdict = "not measured"
+    if achieved is not None:
+        sign = 1 if promise.quantity == "speedup" else -1
+        met, aimed = (sign * achieved >= sign * target for target in (promise.must, promise.aim))
+        verdict = "aim met" if aimed else "met" if met else "not met"
+    return {
+        "quantity": promise.quantity,
+        "against": promise.against,
+        "time": promise.time,
+        "must": promise.must,
+        "aim": promise.aim,
+        "achieved": achieved,
+        "verdict": verdict,
+    }

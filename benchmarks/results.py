@@ -1,0 +1,29 @@
+"""Result files: one schema, ``{"meta": …, "rows": […]}``, for --json and for ``results/<machine>/<case>.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .harness import Row
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def to_document(meta: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """The document of some rows."""
+    return {"meta": meta, "rows": [asdict(row) for row in rows]}
+
+
+def write(path: Path, meta: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Write a result file, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_document(meta, rows), indent=1) + "\n", encoding="utf-8")
+
+
+def read_all(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """Every result file, in the order of machine and case."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
