@@ -15,7 +15,8 @@ inline void check_frobenius(const at::Tensor& values, const at::Tensor& matrix) 
   const at::Tensor expected = at::view_as_real(matrix).square().sum({-3, -2, -1});
   const at::Tensor found = values.square().sum(-1);
   const double deviation = ((found - expected).abs() / expected.clamp_min(1e-300)).max().item<double>();
-  TORCH_CHECK(deviation < 1e-11, "conv_singular_values: the solver's values do not match the operator's Frobenius norm ",
+  TORCH_CHECK(deviation < 1e-11,
+              "conv_singular_values: the solver's values do not match the operator's Frobenius norm ",
               "(relative deviation ", deviation, "); this is a fault of the linear algebra library. ",
               "Remedy: the other driver, or IRESNET_FAST_BACKEND=reference.");
 }

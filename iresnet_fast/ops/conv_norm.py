@@ -42,15 +42,9 @@ def rounding_term(weight: Tensor) -> float:
     The symbol is a sum of ∏k terms, which may cancel, and its solver is backward stable: both errors are within a small
     multiple of eps times the number of terms, relative to the sum of the taps' norms.
     """
-    taps = (
-        weight.detach()
-        .double()
-        .flatten(2 if weight.dim() > 2 else 1)
-        .reshape(*weight.shape[:2], -1)
-        .square()
-        .sum(dim=(0, 1))
-        .sqrt()
-    )
+    values = weight.detach().double().reshape(*weight.shape[:2], -1)
+    largest = values.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)  # keeps the squares in range
+    taps = (values / largest).square().sum(dim=(0, 1)).sqrt() * largest
     return 16 * _EPS * (weight[0].numel() + weight.shape[0]) * float(taps.sum())
 
 
