@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 CPP    := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint format clean
+.PHONY: help setup demo test test-full bench gpu-check cuda-build-check lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.built  ## make .venv, install everything, build the extension
 
@@ -20,6 +20,24 @@ test: setup  ## the tests a contributor runs all day (under 5 minutes)
 
 test-full: setup  ## the slow tests: installs with and without a compiler
 	$(BIN)/pytest -m "full and not gpu" --timeout 900
+
+bench: setup  ## every benchmark on this machine (python -m benchmarks --help for less)
+	$(BIN)/python -m benchmarks
+
+# make gpu-check PYTHON=python3 uses that interpreter as it is; it needs no network then.
+ifeq ($(origin PYTHON),command line)
+GPU_PYTHON := $(PYTHON)
+else
+GPU_PYTHON := $(BIN)/python
+gpu-check: setup
+endif
+OUT ?= gpu-check
+
+gpu-check:  ## everything that needs a CUDA GPU: build, tests, ceilings, benchmarks; results in OUT
+	$(GPU_PYTHON) -m benchmarks.gpu_check --out $(OUT)
+
+cuda-build-check:  ## compile, link and load the CUDA extension beside a CUDA build of torch (needs nvcc, no GPU)
+	benchmarks/cuda_build_check.sh $(PYTHON)
 
 lint: setup  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
@@ -33,7 +51,7 @@ format: setup  ## let ruff and clang-format rewrite the sources
 	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist demo *.egg-info iresnet_fast/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-cuda gpu-check build dist demo *.egg-info iresnet_fast/*.so .pytest_cache .mypy_cache .ruff_cache
 
 # The two stamps keep second runs short: packages again only when the pins change, the build only with its sources.
 $(VENV)/.packages: requirements-dev.txt

@@ -35,6 +35,7 @@ class Provider:
         tolerance: largest error that a timing is printed for.
         result: what of the output is compared with the oracle.
         missing: why it cannot run here, None where it can.
+        oracle: the float64 answer for one input, where it is not the problem's.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Provider:
     tolerance: float
     result: Callable[[Any], Tensor] = lambda output: output
     missing: str | None = None
+    oracle: Callable[[Any], Tensor] | None = None
 
 
 @dataclass(frozen=True)

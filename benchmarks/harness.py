@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from . import machine
 from .case import Problem, Promise, Provider
 
 # Rounds in which every provider runs once; more until the budget of seconds is spent.
-_MIN_ROUNDS, _MAX_ROUNDS = 5, 200
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 200
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Row:
 def measure(case: str, problem: Problem, device: torch.device, budget: float) -> list[Row]:
     """Check and time all providers of a problem within about ``budget`` seconds of timed rounds."""
     with machine.limited_threads(problem.threads if device.type == "cpu" else None):
-        rows = [_check(case, problem, provider, device) for provider in problem.providers]
+        rows = [check_provider(case, problem, provider, device) for provider in problem.providers]
         able = [
             (row, provider) for row, provider in zip(rows, problem.providers, strict=True) if row.status == "measured"
         ]
@@ -82,21 +83,23 @@ def measure(case: str, problem: Problem, device: torch.device, budget: float) ->
     return rows
 
 
-def _check(case: str, problem: Problem, provider: Provider, device: torch.device) -> Row:
+def check_provider(case: str, problem: Problem, provider: Provider, device: torch.device) -> Row:
     """Run the provider once on every input, which warms it up, and compare with the oracle."""
     row = Row(case, problem.name, provider.name, "measured", None, provider.tolerance)
     if provider.missing is not None:
         row.status, row.reason = "missing", provider.missing
         return row
     try:
-        errors = [
-            problem.error(provider.result(provider.run(inputs)), problem.oracle(inputs)) for inputs in problem.inputs
-        ]
+        oracle = provider.oracle or problem.oracle
+        errors = [problem.error(provider.result(provider.run(inputs)), oracle(inputs)) for inputs in problem.inputs]
         row.peak_bytes = machine.peak_memory(lambda: provider.run(problem.inputs[0]), device)
     except Exception as error:
         row.status, row.reason = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         return row
     row.error = max(errors)
+    if not math.isfinite(row.error):
+        row.status, row.error, row.reason = "inexact", None, "its result has NaN, infinite values or another shape"
+        return row
     if not row.error <= provider.tolerance:
         row.status, row.reason = "inexact", f"error {row.error:.1e} above {provider.tolerance:.0e}"
     return row

@@ -24,7 +24,7 @@ _FLUSH_BYTES = {"cpu": 96 << 20, "cuda": 256 << 20}
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 _MATRIX = {"cpu": 1536, "cuda": 8192}
 _DTYPES = {
-    "cpu": (torch.float64, torch.float32, torch.bfloat16),
+    "cpu": (torch.float64, torch.float32),
     "cuda": (torch.float64, torch.float32, torch.float16, torch.bfloat16),
 }
 

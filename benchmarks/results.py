@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .harness import Row
 
@@ -18,10 +18,17 @@ def to_document(meta: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     return {"meta": meta, "rows": [asdict(row) for row in rows]}
 
 
+def dump(stream: TextIO, meta: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Write the document of some rows to an open stream."""
+    json.dump(to_document(meta, rows), stream, indent=1, allow_nan=False)
+    stream.write("\n")
+
+
 def write(path: Path, meta: dict[str, Any], rows: Sequence[Row]) -> None:
     """Write a result file, and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_document(meta, rows), indent=1) + "\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8") as stream:
+        dump(stream, meta, rows)
 
 
 def read_all(folder: Path = FOLDER) -> list[dict[str, Any]]:

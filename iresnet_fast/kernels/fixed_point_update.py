@@ -29,7 +29,8 @@ def fixed_point_update_kernel(  # type: ignore[no-untyped-def]
     start = split * chunk
     end = tl.minimum(start + chunk, numel)
     squares = tl.zeros([BLOCK], dtype=ACCUMULATE)
-    for block in range(start, end, BLOCK):
+    block = start
+    while block < end:  # not range(): the interpreter of Triton 3.6 cannot take its bounds from tensors with NumPy 2.4
         offsets = block + tl.arange(0, BLOCK)
         inside = offsets < end
         target = tl.load(y + base + offsets, mask=inside, other=0.0).to(ACCUMULATE)
@@ -40,6 +41,7 @@ def fixed_point_update_kernel(  # type: ignore[no-untyped-def]
         tl.store(following + base + offsets, new, mask=inside)
         difference = tl.where(inside, new.to(ACCUMULATE) - old, 0.0)
         squares += difference * difference
+        block += BLOCK
     tl.store(partial + sample * SPLITS + split, tl.sum(squares, axis=0))
 
 

@@ -1,17 +1,16 @@
 // Registration of the CUDA symbol and spectrum for CUDA tensors.
-#include "common/conv_symbol.h"
-
 #include <ATen/core/Tensor.h>
-#include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <vector>
 
+#include "common/conv_symbol.h"
 #include "common/spectrum.h"
 #include "cuda/conv_symbol.cuh"
 
@@ -35,7 +34,7 @@ at::Tensor symbol_at(const at::Tensor& weight, const SymbolProblem& problem, con
   const double scale = 1.0 / std::sqrt(static_cast<double>(problem.aliases));
   C10_CUDA_CHECK(launch_conv_symbol(weight.data_ptr<double>(), frequencies.data_ptr<int64_t>(),
                                     reinterpret_cast<double2*>(symbol.data_ptr<c10::complex<double>>()), problem.shape,
-                                    sizes, scale, at::cuda::getCurrentCUDAStream()));
+                                    sizes, scale, c10::cuda::getCurrentCUDAStream()));
   return symbol;
 }
 

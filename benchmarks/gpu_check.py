@@ -1,0 +1,113 @@
+"""``make gpu-check``: everything that needs a GPU, in steps that cannot cost each other their results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SANITIZED = ("tests/ops/test_conv_symbol.py", "tests/ops/test_fixed_point_update.py")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, with the seconds it may take."""
+
+    name: str
+    command: Sequence[str]
+    seconds: int
+    missing: str | None = None
+
+
+def steps(out: Path) -> list[Step]:
+    """Build, tests, ceilings and benchmarks, sanitizer: under 8 minutes in all."""
+    python = sys.executable
+    sanitizer = shutil.which("compute-sanitizer")
+    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    return [
+        Step("build", [python, "setup.py", "-q", "build_ext", "--inplace"], 150),
+        Step("doctor", [python, "-c", "from iresnet_fast.cli import main; main()", "doctor"], 40),
+        Step("tests marked gpu", [*pytest, "--timeout", "60", f"--junitxml={out / 'tests.xml'}"], 120),
+        Step(
+            "benchmarks", [python, "-m", "benchmarks", "--device", "cuda", "--json", str(out / "benchmarks.json")], 120
+        ),
+        Step(
+            "compute-sanitizer",
+            [sanitizer or "", "--error-exitcode", "1", *pytest, "-k", "values or matches_the_fft", *SANITIZED],
+            45,
+            None if sanitizer else "compute-sanitizer is not on the PATH",
+        ),
+    ]
+
+
+def main() -> int:
+    """Run the steps, write a log and a summary; 2 without a GPU, 1 where a step failed."""
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_check")
+    parser.add_argument("--out", type=Path, default=ROOT / "gpu-check", help="folder for results and logs")
+    out = parser.parse_args().out.resolve()
+    obstacle = _no_gpu()
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes: list[dict[str, object]] = []
+    for step in steps(out):
+        reason = obstacle or step.missing
+        outcome = {"step": step.name, "outcome": f"not run: {reason}"} if reason else _run(step, out)
+        outcomes.append(outcome)
+    (out / "summary.json").write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
+    print("\ngpu-check")
+    for outcome in outcomes:
+        print(f"  {outcome['step']:20} {outcome['outcome']}")
+    if obstacle:
+        print(f"No GPU: {obstacle}. Nothing was measured.")
+        return 2
+    return (
+        0 if all(outcome["outcome"] == "passed" or "not run" in str(outcome["outcome"]) for outcome in outcomes) else 1
+    )
+
+
+def _run(step: Step, out: Path) -> dict[str, object]:
+    """Run a step within its time, its output in a log of its own and on the terminal."""
+    print(f"\n== {step.name} (at most {step.seconds} s)", flush=True)
+    environment = {**os.environ, "FORCE_CUDA": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "170"}
+    log = out / f"{step.name.replace(' ', '-')}.log"
+    started = time.monotonic()
+    with log.open("w", encoding="utf-8") as stream:
+        try:
+            done = subprocess.run(
+                step.command,
+                cwd=ROOT,
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=step.seconds,
+                check=False,
+            )
+            outcome = "passed" if done.returncode == 0 else f"failed (exit {done.returncode})"
+        except subprocess.TimeoutExpired:
+            outcome = f"stopped after {step.seconds} s"
+    text = log.read_text(encoding="utf-8", errors="replace")
+    print(text[-6000:], flush=True)
+    return {"step": step.name, "outcome": outcome, "seconds": round(time.monotonic() - started, 1), "log": log.name}
+
+
+def _no_gpu() -> str | None:
+    try:
+        import torch  # noqa: PLC0415  (its absence is a finding)
+    except ModuleNotFoundError:
+        return f"{sys.executable} has no torch"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a CPU build"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees no CUDA device"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The harness: exact before fast, one schema, promises judged; the README shows what the result files say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import harness, machine, readme, results
+from benchmarks.case import Problem, Promise, Provider, Work
+from benchmarks.cases import CASES
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def problem(**changes):
+    def broken(x):
+        raise RuntimeError("no\nsecond line")
+
+    settings = {
+        "name": "square",
+        "inputs": [torch.randn(1000), torch.randn(1000)],
+        "oracle": lambda x: x.double().square(),
+        "providers": [
+            Provider("slow", lambda x: [x.square() for _ in range(200)][-1], 1e-6),
+            Provider("fast", lambda x: x.square(), 1e-6),
+            Provider("wrong", lambda x: x.square() + 0.1, 1e-6),
+            Provider("nan", lambda x: x / 0 * 0, 1e-6),
+            Provider("broken", broken, 1e-6),
+            Provider("absent", lambda x: x, 1e-6, missing="not installed"),
+        ],
+        "work": Work(1000, torch.float32, 8000),
+        "promises": [
+            Promise("fast", "slow", 2, 1e9),
+            Promise("fast", "slow", 1e9, 1e9),
+            Promise("fast", "slow", 0.5, 1e-9, quantity="share"),
+            Promise("wrong", "slow", 2, 3),
+        ],
+        **changes,
+    }
+    return Problem(**settings)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {row.provider: row for row in harness.measure("test", problem(), CPU, 0.1)}
+
+
+def test_no_timing_without_the_right_answer(rows):
+    statuses = {name: row.status for name, row in rows.items()}
+    assert statuses == {
+        "slow": "measured",
+        "fast": "measured",
+        "wrong": "inexact",
+        "nan": "inexact",
+        "broken": "failed",
+        "absent": "missing",
+    }
+    assert all((row.wall is None) == (row.status != "measured") for row in rows.values())
+    assert 1e-3 < rows["wrong"].error < 0.5
+    assert rows["broken"].reason == "RuntimeError: no"
+
+
+def test_figures(rows):
+    fast = rows["fast"]
+    assert fast.error < 1e-6
+    assert fast.speedup == pytest.approx(rows["slow"].wall / fast.wall)
+    assert fast.speedup > 2
+    assert fast.floor_ratio == pytest.approx(fast.wall / fast.floor)
+    assert fast.rounds >= 3
+    assert fast.cpu > 0
+    assert fast.peak_bytes is None or fast.peak_bytes >= 0
+
+
+def test_promises(rows):
+    verdicts = [promise["verdict"] for promise in rows["fast"].promises]
+    assert verdicts == ["met", "not met", "met"]
+    assert rows["wrong"].promises[0]["verdict"] == "not measured"
+
+
+def test_peak_memory_sees_an_allocation():
+    found = machine.peak_memory(lambda: torch.ones(8 << 20, dtype=torch.float64), CPU)
+    assert found is None or 60 << 20 < found < 80 << 20
+
+
+def test_schema(rows, tmp_path):
+    path = tmp_path / "machine" / "test.json"
+    results.write(path, machine.facts(CPU), list(rows.values()))
+    (document,) = results.read_all(tmp_path)
+    assert set(document) == {"meta", "rows"}
+    assert all("error" in row for row in document["rows"])
+    assert {"device", "torch", "threads", "commit", "date"} <= document["meta"].keys()
+    text = readme.render([document])
+    assert "| test | square | fast |" in text
+    assert "wrong" not in text.split("promise")[0]
+
+
+def test_readme_shows_the_result_files():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.update(text, results.read_all()) == text, "run python -m benchmarks.readme"
+
+
+def test_committed_results_are_exact_and_complete():
+    for document in results.read_all():
+        assert not document["meta"]["quick"]
+        for row in document["rows"]:
+            assert row["case"] in CASES
+            assert row["status"] in ("measured", "missing")
+            assert row["status"] == "missing" or row["error"] <= row["tolerance"]
+
+
+def test_command_line():
+    command = [sys.executable, "-m", "benchmarks"]
+    done = subprocess.run(
+        [*command, "fixed_point_update", "--quick", "--device", "cpu", "--json", "-"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {row["case"] for row in json.loads(done.stdout)["rows"]} == {"fixed_point_update"}
+    assert "Promises" in done.stderr
+    done = subprocess.run([*command, "inverted"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "there is no case 'inverted'; there are conv_spectrum" in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_check_without_a_gpu_says_so(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No GPU" in done.stdout
+    assert done.stdout.count("not run") == 5
