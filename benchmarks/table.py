@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .harness import Row
@@ -48,7 +49,7 @@ def print_rows(console: Console, title: str, rows: Sequence[Row]) -> None:
         error = "–" if row.error is None else f"{row.error:.1e}"
         if row.wall is None:
             table.add_row(name, row.provider, f"[yellow]{row.status}[/]", "", "", "", error, "", "", style="dim")
-            table.add_row("", f"  [dim]{row.reason}[/]")
+            table.add_row("", f"  [dim]{escape(str(row.reason))}[/]")
             continue
         times = (seconds(row.wall), seconds(row.wall_iqr), seconds(row.cpu))
         table.add_row(

@@ -119,7 +119,8 @@ class SpectralNorm(nn.Module):
         if iterations:
             self._u.copy_(u)
             self._v.copy_(v)
-        self._fitted_to = identity
+        if not compiling:  # compiled code would be traced anew for every weight
+            self._fitted_to = identity
         # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
         return self._u.clone(), self._v.clone()
 
