@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import harness, machine, readme, results
+from benchmarks import gpu_check, harness, machine, readme, results
 from benchmarks.case import Problem, Promise, Provider, Work
 from benchmarks.cases import CASES
 
@@ -131,4 +131,9 @@ def test_gpu_check_without_a_gpu_says_so(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "No GPU" in done.stdout
-    assert done.stdout.count("not run") == 5
+    assert done.stdout.count("not run") == len(gpu_check.steps(tmp_path))
+
+
+def test_gpu_check_measures_every_case_within_eight_minutes(tmp_path):
+    assert gpu_check.CASE_SECONDS.keys() == CASES.keys()
+    assert sum(step.seconds for step in gpu_check.steps(tmp_path)) <= 480

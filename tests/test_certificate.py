@@ -12,6 +12,7 @@ import iresnet_fast as irf
 from iresnet_fast.certificate import lipschitz
 from iresnet_fast.nn import InvertibleResidualBlock, InvertibleSequential, LipschitzMLP, find_spectral_norm
 from tests.helpers import dense_norm, small_classifier
+from tests.numerics import default_device  # noqa: F401  (every test here runs on each device)
 from tests.tolerances import ENFORCED, NORM_ROUNDING
 
 

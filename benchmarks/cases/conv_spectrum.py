@@ -58,7 +58,12 @@ def _problem(c: int, n: int, promise: tuple[float, float] | None, device: torch.
         inputs=inputs,
         oracle=lambda weight: exact[id(weight)].cpu(),
         providers=[
-            Provider(_NUMPY, lambda weight: _numpy(weight, n), 1e-9),
+            Provider(
+                _NUMPY,
+                lambda weight: _numpy(weight, n),
+                1e-9,
+                missing=None if device.type == "cpu" else "measured on the CPU",
+            ),
             provider("eager reference (fft + svdvals)", "svd"),
             Provider("torch.compile of it", compiled(lambda weight: _eager(weight, n, "svd")), 1e-9),
             Provider("torch svdvals, half spectrum", lambda weight: _half_spectrum(weight, n), 1e-9, fill),

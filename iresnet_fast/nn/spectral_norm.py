@@ -69,7 +69,9 @@ class SpectralNorm(nn.Module):
         shape_u, shape_v = _vector_shapes(weight, geometry)
         seed = zlib.crc32(f"{name}{tuple(weight.shape)}".encode())
         generator = torch.Generator().manual_seed(seed)
-        u, v = (torch.randn(shape, generator=generator).to(weight) for shape in (shape_u, shape_v))
+        # Drawn on the CPU whatever the default device: the same start everywhere.
+        shapes = (shape_u, shape_v)
+        u, v = (torch.randn(shape, generator=generator, device="cpu").to(weight) for shape in shapes)
         self.register_buffer("_u", u / torch.linalg.vector_norm(u))
         self.register_buffer("_v", v / torch.linalg.vector_norm(v))
         # The weight (its address and version) that u and v were last fitted to; None: fit them at the next use.

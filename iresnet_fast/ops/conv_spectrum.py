@@ -71,7 +71,7 @@ def conv_singular_values(
 
 def _self_test(device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64, device="cpu")
     found = conv_singular_values(weight.to(device), (6, 5)).cpu()
     exact = reference.conv_singular_values(weight, (6, 5), (1, 1), (1, 1), 1, "svd")
     return float((found - exact).abs().max() / exact.max())

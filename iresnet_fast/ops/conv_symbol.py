@@ -58,7 +58,7 @@ def conv_symbol(
 
 def _self_test(device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64, device="cpu")
     found = conv_symbol(weight.to(device), (6, 5)).cpu()
     index, _ = reference.distinct_frequencies((6, 5))
     exact = reference.conv_symbol(weight, (6, 5), (1, 1), (1, 1), 1).flatten(0, 1)[index]

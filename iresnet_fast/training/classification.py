@@ -50,7 +50,7 @@ def fit_classifier(
     model.train()
     for epoch in range(1, epochs + 1):
         total = 0.0
-        for batch in torch.randperm(len(images), generator=generator).split(batch_size):
+        for batch in torch.randperm(len(images), generator=generator, device="cpu").split(batch_size):
             logits = model(images[batch])
             loss = F.cross_entropy(logits, labels[batch])
             if not math.isfinite(loss.item()):

@@ -205,7 +205,9 @@ def test_resuming_training_keeps_every_bit():
         generator = torch.Generator().manual_seed(seed)
         for _ in range(n):
             optimizer.zero_grad()
-            model(torch.randn(8, 6, generator=generator)).square().sum().backward()
+            model(
+                torch.randn(8, 6, generator=generator, device="cpu").to(torch.get_default_device())
+            ).square().sum().backward()
             optimizer.step()
 
     model = irf.nn.LipschitzMLP(6, (8,), coeff=0.5).train()
@@ -262,7 +264,7 @@ def test_low_precision_weights(dtype):
 def test_autocast_does_not_reach_sigma():
     layer = irf.nn.SpectralConv2d(3, 3, 3, padding=1, input_size=(5, 5)).eval()
     expected = layer.weight
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         assert torch.equal(layer.weight, expected)
 
 

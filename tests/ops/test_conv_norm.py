@@ -38,12 +38,13 @@ def test_never_below_dense_norm_of_200_zero_padded_kernels(route):
     generator = torch.Generator().manual_seed(1)
 
     def draw(low, high):
-        return int(torch.randint(low, high + 1, (), generator=generator))
+        return int(torch.randint(low, high + 1, (), generator=generator, device="cpu"))
 
     for _ in range(200):
         groups = draw(1, 2)
         kernel, stride, dilation = ([draw(1, high) for _ in range(2)] for high in (4, 2, 2))
-        weight = torch.randn(groups * draw(1, 3), draw(1, 3), *kernel, dtype=torch.float64, generator=generator)
+        shape = (groups * draw(1, 3), draw(1, 3), *kernel)
+        weight = torch.randn(shape, dtype=torch.float64)
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         size = [draw(1, 4) + r for r in reach]
         padding = [draw(0, r) for r in reach]

@@ -75,10 +75,10 @@ def test_every_option_matches_dense_operator(data):
 def test_agrees_with_the_numpy_snippet():
     """Sedghi's fft2 + svd, which this op replaces; its axes are (kh, kw, c_out, c_in)."""
     weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
-    transforms = np.fft.fft2(weight.permute(2, 3, 0, 1).numpy(), (8, 8), axes=[0, 1])
+    transforms = np.fft.fft2(weight.cpu().permute(2, 3, 0, 1).numpy(), (8, 8), axes=[0, 1])
     snippet = np.linalg.svd(transforms, compute_uv=False)
     found = irf.conv_singular_values(weight, (8, 8), driver="svd")
-    assert np.abs(found.numpy() - snippet).max() <= SPECTRUM["svd"] * snippet.max()
+    assert np.abs(found.cpu().numpy() - snippet).max() <= SPECTRUM["svd"] * snippet.max()
 
 
 def test_per_frequency_and_descending():
