@@ -113,6 +113,6 @@ class Case:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` of a function; the harness's warm-up compiles it."""
-    compiled_function: Callable[..., Any] = torch.compile(function)
+    """``torch.compile`` of a function for its own shapes; the harness's warm-up compiles it."""
+    compiled_function: Callable[..., Any] = torch.compile(function, dynamic=False)
     return compiled_function

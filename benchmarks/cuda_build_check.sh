@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
 folder=${2:-.venv-cuda}
+PATH="${CUDA_HOME:+$CUDA_HOME/bin:}$PATH"
 command -v nvcc >/dev/null || { echo "cuda-build-check needs nvcc on the PATH (or in CUDA_HOME)" >&2; exit 2; }
 [ -e "$folder/.packages" ] || {
   "$python" -m venv "$folder"

@@ -35,7 +35,7 @@ class Row:
         cpu: median CPU time of all threads.
         rounds: timed runs.
         peak_bytes: memory needed beyond the inputs.
-        speedup: over the baseline, the first provider.
+        speedup: over the baseline, the first provider that was measured.
         floor: the least time for the stated work at the measured ceilings.
         floor_ratio: wall over floor.
         threads: of the CPU.
@@ -63,6 +63,10 @@ class Row:
 
 def measure(case: str, problem: Problem, device: torch.device, budget: float) -> list[Row]:
     """Check and time all providers of a problem within about ``budget`` seconds of timed rounds."""
+    # Each problem compiles afresh: what another left would make torch.compile give up and run eagerly.
+    torch._dynamo.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    torch._dynamo.config.recompile_limit = 64
     with machine.limited_threads(problem.threads if device.type == "cpu" else None):
         rows = [check_provider(case, problem, provider, device) for provider in problem.providers]
         able = [
@@ -70,7 +74,7 @@ def measure(case: str, problem: Problem, device: torch.device, budget: float) ->
         ]
         _time(able, problem, device, budget)
         floor = _floor(problem, device)
-    baseline = rows[0].wall
+    baseline = next((row.wall for row in rows if row.wall is not None), None)
     for row in rows:
         row.threads = problem.threads or torch.get_num_threads()
         row.floor = floor

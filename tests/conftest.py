@@ -1,6 +1,12 @@
 """Fixtures shared by all tests: the seed, the device, and memory that shows when it is read uninitialised."""
 
+import os
+
 import pytest
+
+# Before torch is imported: deterministic cuBLAS, which deterministic algorithms ask for.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 import torch
 from hypothesis import settings
 
@@ -18,6 +24,13 @@ def _poison_uninitialised_memory():
     """torch.empty is filled with NaN, so that a kernel which reads what it never wrote fails its comparison."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _full_float32():
+    """TF32 convolutions are another function, 1e-3 away: the tests are of float32."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

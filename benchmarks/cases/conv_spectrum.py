@@ -36,7 +36,7 @@ def _half_spectrum(weight: Tensor, n: int) -> Tensor:
 
 def _problem(c: int, n: int, promise: tuple[float, float] | None, device: torch.device) -> Problem:
     inputs = [torch.randn(c, c, 3, 3, dtype=torch.float64, device=device) for _ in range(2)]
-    exact = {id(weight): _eager(weight, n, "svd") for weight in inputs}
+    exact = {id(weight): _numpy(weight, n) for weight in inputs}
     mirrored = torch.tensor([min(j, n - j) for j in range(n)])
     rows = torch.arange(n)
     opposite = torch.where((torch.arange(n) <= n // 2).unsqueeze(0), rows.unsqueeze(1), (-rows % n).unsqueeze(1))
@@ -44,10 +44,16 @@ def _problem(c: int, n: int, promise: tuple[float, float] | None, device: torch.
     def fill(half: Tensor) -> Tensor:
         return half[opposite, mirrored.expand(n, n)]
 
+    # cuSOLVER's singular values loop over matrices larger than 32×32.
+    slow = "minutes on a GPU: svdvals loops over matrices" if device.type == "cuda" and c > 64 else None
+
     def provider(name: str, driver: str, eager: bool = True) -> Provider:
+        missing = slow if driver == "svd" else None
         if eager:
-            return Provider(name, lambda weight: _eager(weight, n, driver), 1e-9)
-        return Provider(name, lambda weight: irf.conv_singular_values(weight, (n, n), driver=driver), 1e-9)
+            return Provider(name, lambda weight: _eager(weight, n, driver), 1e-9, missing=missing)
+        return Provider(
+            name, lambda weight: irf.conv_singular_values(weight, (n, n), driver=driver), 1e-9, missing=missing
+        )
 
     frequencies = (n * n + (4 if n % 2 == 0 else 1)) // 2
     promises = []
@@ -56,17 +62,19 @@ def _problem(c: int, n: int, promise: tuple[float, float] | None, device: torch.
     return Problem(
         name=f"c={c} n={n} k=3",
         inputs=inputs,
-        oracle=lambda weight: exact[id(weight)].cpu(),
+        oracle=lambda weight: exact[id(weight)].to(device),
         providers=[
             Provider(
                 _NUMPY,
-                lambda weight: _numpy(weight, n),
+                lambda weight: _numpy(weight, n).to(device),
                 1e-9,
                 missing=None if device.type == "cpu" else "measured on the CPU",
             ),
             provider("eager reference (fft + svdvals)", "svd"),
-            Provider("torch.compile of it", compiled(lambda weight: _eager(weight, n, "svd")), 1e-9),
-            Provider("torch svdvals, half spectrum", lambda weight: _half_spectrum(weight, n), 1e-9, fill),
+            Provider("torch.compile of it", compiled(lambda weight: _eager(weight, n, "svd")), 1e-9, missing=slow),
+            Provider(
+                "torch svdvals, half spectrum", lambda weight: _half_spectrum(weight, n), 1e-9, fill, missing=slow
+            ),
             provider("eager eigvalsh of FᴴF", "gram"),
             provider("iresnet_fast, svd", "svd", eager=False),
             provider(_OURS, "gram", eager=False),

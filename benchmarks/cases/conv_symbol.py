@@ -20,11 +20,18 @@ def _problem(c: int, n: int, device: torch.device) -> Problem:
     def eager(weight: Tensor) -> Tensor:
         return reference.conv_symbol(weight, (n, n), (1, 1), (1, 1), 1).flatten(0, 1)[index]
 
+    def direct(weight: Tensor) -> Tensor:
+        """The defining sum over the taps."""
+        turns = torch.arange(n, dtype=torch.float64, device=device) / n
+        phases = torch.exp(-2j * torch.pi * torch.arange(3, device=device).unsqueeze(1) * turns)
+        symbol = torch.einsum("oiab,ay,bx->yxoi", weight.to(phases.dtype), phases, phases)
+        return symbol.flatten(0, 1)[index].unsqueeze(1)
+
     count = len(index)
     return Problem(
         name=f"c={c} n={n} k=3",
         inputs=inputs,
-        oracle=eager,
+        oracle=direct,
         providers=[
             Provider("eager reference (fft)", eager, 1e-12),
             Provider("torch.compile of it", compiled(eager), 1e-12),

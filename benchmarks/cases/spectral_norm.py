@@ -90,6 +90,7 @@ def _problem(config: str, batch: int, iterations: int, must_aim: tuple[float, fl
         """The largest singular value of each reshaped kernel, which torch's version brings to 1."""
         return torch.stack([torch.linalg.matrix_norm(weight.detach().double().flatten(1), 2) for weight in weights])
 
+    device_time = "cpu" if device.type == "cpu" else "wall"
     exact_weights = _flat(exact.normalise())
     return Problem(
         name=f"{config}, batch {batch}, {iterations} power iteration{'s' * (iterations > 1)}",
@@ -119,7 +120,7 @@ def _problem(config: str, batch: int, iterations: int, must_aim: tuple[float, fl
                 oracle=lambda _: torch.ones(len(torchs), dtype=torch.float64, device=device),
             ),
         ],
-        promises=[Promise(_OURS, _STEP, *must_aim, quantity="share", time="cpu")],
+        promises=[Promise(_OURS, _STEP, *must_aim, quantity="share", time=device_time)],
     )
 
 

@@ -13,8 +13,9 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kTile = 32;               // (frequency, alias) pairs per block, fewer for large kernels
 constexpr int kSharedBytes = 48 << 10;  // what every architecture grants without asking
+static_assert(kMaxTaps * sizeof(double2) <= kSharedBytes);
 
-// kTaps: taps held in registers; 0 reads them from memory each time, for kernels of any size.
+// kTaps: taps held in registers; 0 reads them from memory each time, for kernels of other sizes.
 template <int kTaps>
 __global__ void __launch_bounds__(kThreads)
     conv_symbol_kernel(const double* __restrict__ weight, const int64_t* __restrict__ frequencies,
@@ -22,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
   extern __shared__ double2 phases[];  // (tile, taps)
   const int64_t taps = kTaps > 0 ? kTaps : sizes.taps;
   const int64_t pairs = sizes.frequencies * sizes.aliases;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * tile;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * tile;
   const int64_t count = pairs - first < tile ? pairs - first : tile;
   for (int64_t slot = threadIdx.x; slot < count * taps; slot += kThreads) {
     const int64_t pair = first + slot / taps;
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
 
   const int64_t elements = sizes.groups * sizes.c_out * sizes.c_in;
-  const int64_t element = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t element = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   if (element >= elements) return;
   const double* own = weight + element * taps;
   double held[kTaps > 0 ? kTaps : 1];
@@ -68,8 +69,8 @@ cudaError_t launch(const double* weight, const int64_t* frequencies, double2* sy
                    const SymbolSizes& sizes, double scale, int tile, cudaStream_t stream) {
   const int64_t elements = sizes.groups * sizes.c_out * sizes.c_in;
   const int64_t pairs = sizes.frequencies * sizes.aliases;
-  const dim3 blocks(static_cast<unsigned>((elements + kThreads - 1) / kThreads),
-                    static_cast<unsigned>((pairs + tile - 1) / tile));
+  const dim3 blocks(static_cast<unsigned>((pairs + tile - 1) / tile),
+                    static_cast<unsigned>((elements + kThreads - 1) / kThreads));
   const size_t shared = sizeof(double2) * tile * sizes.taps;
   conv_symbol_kernel<kTaps>
       <<<blocks, kThreads, shared, stream>>>(weight, frequencies, symbol, shape, sizes, scale, tile);
@@ -81,10 +82,8 @@ cudaError_t launch(const double* weight, const int64_t* frequencies, double2* sy
 cudaError_t launch_conv_symbol(const double* weight, const int64_t* frequencies, double2* symbol,
                                const SymbolShape& shape, const SymbolSizes& sizes, double scale, cudaStream_t stream) {
   const int64_t fit = kSharedBytes / (static_cast<int64_t>(sizeof(double2)) * sizes.taps);
-  if (fit < 1) return cudaErrorInvalidValue;
-  // The grid's second dimension ends at 65535 blocks.
+  if (sizes.taps > kMaxTaps) return cudaErrorInvalidValue;
   const int tile = static_cast<int>(std::min<int64_t>(fit, kTile));
-  if ((sizes.frequencies * sizes.aliases + tile - 1) / tile > 65535) return cudaErrorInvalidValue;
   switch (sizes.taps) {
     case 1:
       return launch<1>(weight, frequencies, symbol, shape, sizes, scale, tile, stream);

@@ -9,6 +9,9 @@
 
 namespace iresnet_fast {
 
+// The phases of one frequency must fit into shared memory.
+constexpr int64_t kMaxTaps = 3072;
+
 // Sizes of one launch; channels are per group.
 struct SymbolSizes {
   int64_t frequencies, aliases, groups, c_out, c_in, taps;

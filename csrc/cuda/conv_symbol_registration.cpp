@@ -27,6 +27,8 @@ at::Tensor to_device(const std::vector<int64_t>& values, const at::Tensor& like)
 }
 
 at::Tensor symbol_at(const at::Tensor& weight, const SymbolProblem& problem, const at::Tensor& frequencies) {
+  TORCH_CHECK(problem.taps <= kMaxTaps, "the CUDA symbol takes kernels of up to ", kMaxTaps, " taps, got ",
+              problem.taps, ". Remedy: IRESNET_FAST_BACKEND=reference");
   const int64_t count = frequencies.numel(), columns = problem.aliases * problem.c_in;
   const auto options = weight.options().dtype(at::kComplexDouble);
   at::Tensor symbol = at::empty({count, problem.groups, problem.c_out, columns}, options);

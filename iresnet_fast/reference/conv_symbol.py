@@ -85,10 +85,10 @@ def distinct_frequencies(grid: Sequence[int]) -> tuple[Tensor, Tensor]:
         grid: points per axis.
 
     Returns:
-        int64 (count,) row-major indices, ascending, of the frequencies that do not come after their mirror image; and
-        (count,) the indices of those mirror images.
+        On the CPU, int64: (count,) row-major indices, ascending, of the frequencies that do not come after their
+        mirror image; and (count,) the indices of those mirror images.
     """
-    flat = torch.arange(math.prod(grid))
+    flat = torch.arange(math.prod(grid), device="cpu")
     axes = torch.unravel_index(flat, tuple(grid))
     mirror, place = torch.zeros_like(flat), 1
     for index, n in zip(reversed(axes), reversed(grid), strict=True):

@@ -1,5 +1,7 @@
 """The symbol at the distinct frequencies, on every backend."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -43,8 +45,8 @@ def test_matches_the_fft(device, shape, size, options):
 def test_distinct_frequencies_cover_the_grid_once(grid):
     index, mirror = reference.distinct_frequencies(grid)
     covered = torch.cat([index, mirror[mirror != index]])
-    assert torch.equal(covered.sort().values, torch.arange(torch.tensor(grid).prod().item()))
-    weight = torch.randn(1, 1, *[2] * len(grid), dtype=torch.float64)
+    assert torch.equal(covered.sort().values, torch.arange(math.prod(grid), device="cpu"))
+    weight = torch.randn(1, 1, *[2] * len(grid), dtype=torch.float64, device="cpu")
     ones = [1] * len(grid)
     symbol = reference.conv_symbol(weight, grid, ones, ones, 1).flatten()
     torch.testing.assert_close(symbol[mirror], symbol[index].conj(), rtol=0, atol=1e-12)

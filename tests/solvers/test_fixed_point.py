@@ -12,8 +12,9 @@ from iresnet_fast.solvers import NotConvergedError, invert_residual, sample_norm
 from tests.tolerances import ROUND_TRIP
 
 
-def contraction(d, lipschitz, dtype=torch.float64, device="cpu"):
+def contraction(d, lipschitz, dtype=torch.float64, device=None):
     """x ↦ W₂ tanh(W₁ x) with a Lipschitz constant of at most ``lipschitz``, attained at 0."""
+    device = device or torch.get_default_device()
     first, second = (torch.randn(d, d, dtype=torch.float64) for _ in range(2))
     first, second = (w / torch.linalg.matrix_norm(w, 2) for w in (first, second))
     first, second = first.to(device, dtype), (lipschitz * second).to(device, dtype)
