@@ -20,14 +20,13 @@ _TOLERANCE = 1e-5
 _PAPERS, _OURS = f"eager, {_ITERATIONS} iterations", "iresnet_fast, certified to 1e-6"
 
 
-def _saturated(model: nn.Module) -> nn.Module:
-    """A certified model whose layers reach their coeff, as trained ones do."""
-    for module in model.modules():
+def _saturated(block: nn.Module) -> nn.Module:
+    """A block whose layers reach their coeff, as trained ones do."""
+    for module in block.modules():
         if find_spectral_norm(module):
             with torch.no_grad():
                 module.parametrizations.weight.original.mul_(4)  # type: ignore[union-attr]
-    irf.enforce(model.eval())
-    return model
+    return block
 
 
 def _papers_inverse(model: nn.Module, y: Tensor, n: int) -> Tensor:
@@ -50,7 +49,8 @@ def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
 def _problem(
     name: str, model: nn.Module, shape: tuple[int, ...], flops: float, device: torch.device, promises: bool = False
 ) -> Problem:
-    model = _saturated(model.to(device))
+    model = model.to(device).eval()
+    irf.enforce(model)
     exact_model = copy.deepcopy(model).double()
     with torch.no_grad():
         inputs = [model(torch.randn(shape, device=device)) for _ in range(2)]
@@ -115,10 +115,10 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
     for channels, size, hidden in [(16, 16, 32)] if quick else [(16, 32, 32), (64, 16, 64), (256, 8, 128)]:
         block, flops = _bottleneck(channels, size, hidden)
         name = f"block {channels} ch {size}², hidden {hidden}"
-        yield _problem(name, block, (images, channels, size, size), flops, device)
+        yield _problem(name, _saturated(block), (images, channels, size, size), flops, device)
     branch = LipschitzMLP(64, (128, 128))
     for batch in [100] if quick else [100, 10_000]:
-        mlp = InvertibleResidualBlock(copy.deepcopy(branch))
+        mlp = _saturated(InvertibleResidualBlock(copy.deepcopy(branch)))
         yield _problem("MLP D=64, hidden 128", mlp, (batch, 64), 2 * 128 * (64 + 128 + 64), device)
     if not quick:
         network = irf.models.IResNetClassifier.from_config("iresnet-64").trunk
