@@ -33,7 +33,12 @@ def _papers_inverse(model: nn.Module, y: Tensor, n: int) -> Tensor:
     """The papers' loop over a block or a chain of them."""
     chain = model if isinstance(model, irf.nn.InvertibleSequential) else [model]
     for module in reversed(list(chain)):
-        y = fixed_iterations(module.g, y, n) if isinstance(module, InvertibleResidualBlock) else module.inverse(y)
+        if isinstance(module, InvertibleResidualBlock):
+            y = fixed_iterations(module.g, y, n)
+        elif isinstance(module, irf.nn.InjectivePad):
+            y = y[:, : y.shape[1] - module.channels]  # unchecked: with few iterations the channels are not zero yet
+        else:
+            y = module.inverse(y)
     return y
 
 
