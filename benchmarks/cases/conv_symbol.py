@@ -23,7 +23,7 @@ def _problem(c: int, n: int, device: torch.device) -> Problem:
     def direct(weight: Tensor) -> Tensor:
         """The defining sum over the taps."""
         turns = torch.arange(n, dtype=torch.float64, device=device) / n
-        phases = torch.exp(-2j * torch.pi * torch.arange(3, device=device).unsqueeze(1) * turns)
+        phases = torch.exp(-2j * torch.pi * torch.arange(3, dtype=torch.float64, device=device).unsqueeze(1) * turns)
         symbol = torch.einsum("oiab,ay,bx->yxoi", weight.to(phases.dtype), phases, phases)
         return symbol.flatten(0, 1)[index].unsqueeze(1)
 
