@@ -14,6 +14,7 @@ from iresnet_fast.reference.fixed_point import fixed_iterations
 from iresnet_fast.solvers import sample_norms
 
 from ..case import Case, Problem, Promise, Provider, Work, compiled
+from ..peers import INVERSES
 
 _ITERATIONS = 100
 _TOLERANCE = 1e-5
@@ -72,7 +73,7 @@ def _problem(
             Provider(_PAPERS, lambda y: _papers_inverse(model, y, _ITERATIONS), _TOLERANCE),
             Provider(f"torch.compile, {_ITERATIONS} iterations", _compiled_inverse(model), _TOLERANCE),
             Provider(least, lambda y: _papers_inverse(model, y, fewest), _TOLERANCE),
-            _normflows(model),
+            *_peers(model, shape[1:]),
             Provider(_OURS, model.inverse, _TOLERANCE),
         ],
         work=Work(evaluations, torch.float32, 8 * inputs[0].numel()),
@@ -94,17 +95,18 @@ def _compiled_inverse(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return invert
 
 
-def _normflows(model: nn.Module) -> Provider:
-    """The fixed-point inverse of normflows on our branch; it stops by a batch-wide tolerance on the squared step."""
-    name = "normflows iResBlock"
-    try:
-        from normflows.flows.residual import iResBlock  # noqa: PLC0415  (a peer, where it is installed)
-    except ImportError:
-        return Provider(name, lambda y: y, _TOLERANCE, missing="not installed: pip install '.[peers]'")
+def _peers(model: nn.Module, shape: tuple[int, ...]) -> list[Provider]:
+    """Other libraries' inverses of the same branch."""
     if not isinstance(model, InvertibleResidualBlock):
-        return Provider(name, lambda y: y, _TOLERANCE, missing="measured on single blocks")
-    peer = iResBlock(model.g)
-    return Provider(name, lambda y: peer._inverse_fixed_point(y).detach(), _TOLERANCE)
+        return []
+    providers = []
+    for name, make in INVERSES.items():
+        try:
+            providers.append(Provider(name, make(model.g, shape), _TOLERANCE))
+        except ImportError as error:
+            reason = f"{error}: pip install '.[peers]'"
+            providers.append(Provider(name, lambda y: y, _TOLERANCE, missing=reason))
+    return providers
 
 
 def _bottleneck(channels: int, size: int, hidden: int) -> tuple[nn.Module, float]:

@@ -104,13 +104,7 @@ def _problem(config: str, batch: int, iterations: int, must_aim: tuple[float, fl
                 oracle=lambda data: _step(exact, data[0].double(), data[1]),
             ),
             Provider(_OURS, lambda _: layers.normalise(), 1e-5, _flat),
-            Provider(
-                "torch.compile of it",
-                _ignoring_input(compiled(twin.normalise)),
-                1e-5,
-                _flat,
-                missing=None if config == "digits" else "compiling 63 layers takes minutes; see --quick",
-            ),
+            Provider("torch.compile of it", _ignoring_input(compiled(twin.normalise)), 1e-5, _flat),
             # Its one iteration a forward is an estimate: within 10 % of 1 it has done what it promises.
             Provider(
                 "torch's spectral_norm (reshaped kernels)",
