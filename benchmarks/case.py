@@ -36,6 +36,8 @@ class Provider:
         result: what of the output is compared with the oracle.
         missing: why it cannot run here, None where it can.
         oracle: the float64 answer for one input, where it is not the problem's.
+        counts: what its output says that it took, by name, as {"evaluations": 12}; shown beside the times.
+        peer: another library, whose failure is a finding rather than a fault of the run.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Provider:
     result: Callable[[Any], Tensor] = lambda output: output
     missing: str | None = None
     oracle: Callable[[Any], Tensor] | None = None
+    counts: Callable[[Any], dict[str, float]] = lambda output: {}
+    peer: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,20 @@ class Promise:
 
     Attributes:
         provider: whose figure.
-        against: the provider it is compared with.
-        must: the least speed-up over it, or the largest share of its time.
+        against: the provider it is compared with; None for ``"value"``.
+        must: the least ratio, or the largest share or value.
         aim: the one we are after.
-        quantity: ``"speedup"`` (against/provider, at least) or ``"share"`` (provider/against, at most).
-        time: ``"wall"`` or ``"cpu"``.
+        quantity: ``"speedup"`` (against/provider, at least), ``"share"`` (provider/against, at most) or ``"value"``
+            (provider's own, at most).
+        of: ``"wall"``, ``"cpu"``, ``"error"`` or a name of the providers' counts.
     """
 
     provider: str
-    against: str
+    against: str | None
     must: float
     aim: float
     quantity: str = "speedup"
-    time: str = "wall"
+    of: str = "wall"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class Row:
         floor: the least time for the stated work at the measured ceilings.
         floor_ratio: wall over floor.
         threads: of the CPU.
+        counts: what it took besides time, by name.
+        peer: whether it is another library.
         promises: each with what was promised and achieved, and whether it is met.
     """
 
@@ -58,6 +60,8 @@ class Row:
     floor: float | None = None
     floor_ratio: float | None = None
     threads: int = 0
+    counts: dict[str, float] = field(default_factory=dict)
+    peer: bool = False
     promises: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -89,13 +93,17 @@ def measure(case: str, problem: Problem, device: torch.device, budget: float) ->
 
 def check_provider(case: str, problem: Problem, provider: Provider, device: torch.device) -> Row:
     """Run the provider once on every input, which warms it up, and compare with the oracle."""
-    row = Row(case, problem.name, provider.name, "measured", None, provider.tolerance)
+    row = Row(case, problem.name, provider.name, "measured", None, provider.tolerance, peer=provider.peer)
     if provider.missing is not None:
         row.status, row.reason = "missing", provider.missing
         return row
     try:
         oracle = provider.oracle or problem.oracle
-        errors = [problem.error(provider.result(provider.run(inputs)), oracle(inputs)) for inputs in problem.inputs]
+        errors = []
+        for inputs in problem.inputs:
+            output = provider.run(inputs)
+            errors.append(problem.error(provider.result(output), oracle(inputs)))
+        row.counts = provider.counts(output)
         row.peak_bytes = machine.peak_memory(lambda: provider.run(problem.inputs[0]), device)
     except Exception as error:
         row.status, row.reason = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -156,21 +164,24 @@ def _floor(problem: Problem, device: torch.device) -> float | None:
 
 def _judge(promise: Promise, rows: dict[str, Row]) -> dict[str, Any]:
     """What was promised, what was achieved, and whether that meets it."""
-    ours, other = (getattr(rows[name], promise.time) for name in (promise.provider, promise.against))
+    ours = _figure(rows[promise.provider], promise.of)
+    other = _figure(rows[promise.against], promise.of) if promise.against else None
     achieved = None
-    if ours is not None and other is not None:
+    if promise.quantity == "value":
+        achieved = ours
+    elif ours is not None and other is not None:
         achieved = other / ours if promise.quantity == "speedup" else ours / other
     verdict = "not measured"
     if achieved is not None:
         sign = 1 if promise.quantity == "speedup" else -1
         met, aimed = (sign * achieved >= sign * target for target in (promise.must, promise.aim))
         verdict = "aim met" if aimed else "met" if met else "not met"
-    return {
-        "quantity": promise.quantity,
-        "against": promise.against,
-        "time": promise.time,
-        "must": promise.must,
-        "aim": promise.aim,
-        "achieved": achieved,
-        "verdict": verdict,
-    }
+    return {**asdict(promise), "achieved": achieved, "verdict": verdict}
+
+
+def _figure(row: Row, name: str) -> float | None:
+    """A time, the error, or a count of a row that was measured."""
+    if row.status != "measured":
+        return None
+    figure: float | None = row.counts[name] if name in row.counts else getattr(row, name)
+    return figure

@@ -159,10 +159,14 @@ def best_time(run: Callable[[], Any], device: torch.device, repeats: int = 7) ->
 
 
 def _commit() -> str | None:
-    """The commit, marked where the tree has changes; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit, marked where the tree has changes beside results; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return f"{commit}-dirty" if changes else commit

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .table import factor, seconds, share
+from .table import counts, factor, promised_numbers, seconds
 
 README = Path(__file__).parent.parent / "README.md"
 _BEGIN, _END = "<!-- results: written by python -m benchmarks.readme -->", "<!-- end of results -->"
@@ -23,13 +23,11 @@ def render(documents: list[dict[str, Any]]) -> str:
             f"**{meta['device']}**, {meta['threads']} threads, torch {meta['torch']}, {meta['date']}; medians of "
             "interleaved runs with cold caches, error against float64:\n"
         )
-        parts.append(
-            "| case | problem | provider | time | speed-up | error | of floor |\n|---|---|---|---|---|---|---|"
-        )
+        parts.append(_heading("case", "problem", "provider", "time", "speed-up", "error", "of floor", "counts"))
         parts += [_row(row) for row in rows if row["wall"] is not None]
         promises = [(row, promise) for row in rows for promise in row["promises"]]
         if promises:
-            parts.append("\n| promise | against | must | aim | achieved | verdict |\n|---|---|---|---|---|---|")
+            parts.append("\n" + _heading("promise", "against", "of", "must", "aim", "achieved", "verdict"))
             parts += [_promise(row, promise) for row, promise in promises]
         parts.append("")
     return "\n".join(parts)
@@ -43,15 +41,19 @@ def update(text: str, documents: list[dict[str, Any]]) -> str:
     return pattern.sub(lambda _: f"{_BEGIN}\n\n{render(documents)}\n{_END}", text)
 
 
+def _heading(*names: str) -> str:
+    return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
+
+
 def _row(row: dict[str, Any]) -> str:
     cells = (row["case"], row["problem"], row["provider"], seconds(row["wall"]), factor(row["speedup"]))
-    return f"| {' | '.join(cells)} | {row['error']:.1e} | {factor(row['floor_ratio'])} |"
+    last = (factor(row["floor_ratio"]), counts(row.get("counts", {})))
+    return f"| {' | '.join(cells)} | {row['error']:.1e} | {' | '.join(last)} |"
 
 
 def _promise(row: dict[str, Any], promise: dict[str, Any]) -> str:
-    show = factor if promise["quantity"] == "speedup" else share
-    numbers = " | ".join(show(promise[key]) for key in ("must", "aim", "achieved"))
-    return f"| {row['provider']}, {row['problem']} | {promise['against']} | {numbers} | {promise['verdict']} |"
+    cells = (f"{row['provider']}, {row['problem']}", promise["against"] or "–", promise["of"])
+    return f"| {' | '.join((*cells, *promised_numbers(promise)))} | {promise['verdict']} |"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -38,7 +39,7 @@ def print_rows(console: Console, title: str, rows: Sequence[Row]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("problem")
     table.add_column("provider")
-    for heading in ("wall", "IQR", "CPU", "memory", "error", "speed-up", "of floor"):
+    for heading in ("wall", "IQR", "CPU", "memory", "error", "speed-up", "of floor", "counts"):
         table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for row in rows:
@@ -48,12 +49,19 @@ def print_rows(console: Console, title: str, rows: Sequence[Row]) -> None:
         previous = row.problem
         error = "–" if row.error is None else f"{row.error:.1e}"
         if row.wall is None:
-            table.add_row(name, row.provider, f"[yellow]{row.status}[/]", "", "", "", error, "", "", style="dim")
+            table.add_row(name, row.provider, f"[yellow]{row.status}[/]", "", "", "", error, "", "", "", style="dim")
             table.add_row("", f"  [dim]{escape(str(row.reason))}[/]")
             continue
         times = (seconds(row.wall), seconds(row.wall_iqr), seconds(row.cpu))
         table.add_row(
-            name, row.provider, *times, memory(row.peak_bytes), error, factor(row.speedup), factor(row.floor_ratio)
+            name,
+            row.provider,
+            *times,
+            memory(row.peak_bytes),
+            error,
+            factor(row.speedup),
+            factor(row.floor_ratio),
+            counts(row.counts),
         )
     console.print(table)
 
@@ -65,13 +73,28 @@ def print_promises(console: Console, rows: Sequence[Row]) -> None:
         table.add_column(heading)
     for row in rows:
         for promise in row.promises:
-            show = factor if promise["quantity"] == "speedup" else share
-            numbers = (show(promise[key]) for key in ("must", "aim", "achieved"))
+            numbers = promised_numbers(promise)
             style = _VERDICT_STYLE[promise["verdict"]]
-            quantity = f"{promise['quantity']} ({promise['time']})"
+            quantity = f"{promise['quantity']} ({promise['of']})"
             verdict = f"[{style}]{promise['verdict']}[/]"
-            table.add_row(row.case, row.problem, row.provider, promise["against"], quantity, *numbers, verdict)
+            table.add_row(row.case, row.problem, row.provider, promise["against"] or "–", quantity, *numbers, verdict)
     console.print(table)
+
+
+def promised_numbers(promise: dict[str, Any]) -> tuple[str, ...]:
+    """What must be reached, what is aimed at and what was achieved, as they are read."""
+    show = {"speedup": factor, "share": share, "value": number}[promise["quantity"]]
+    return tuple(show(promise[key]) for key in ("must", "aim", "achieved"))
+
+
+def counts(values: dict[str, float]) -> str:
+    """What was counted, as "12 evaluations"."""
+    return ", ".join(f"{number(value)} {name}" for name, value in values.items())
+
+
+def number(value: float | None) -> str:
+    """A number to three digits."""
+    return "–" if value is None else f"{value:.3g}"
 
 
 def share(value: float | None) -> str:

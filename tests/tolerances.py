@@ -18,5 +18,7 @@ POWER_ITERATION = 1e-6
 FLOAT64 = 1e-12
 # enforce: dense norm over coeff.
 ENFORCED = 1e-6
+# Implicit gradients, and gradients over recomputed inputs, against plain backward, relative.
+GRADIENT = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Residuals of the fused step, relative, by accumulation dtype.
 UPDATE = {torch.float64: 1e-13, torch.float32: 1e-5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +53,14 @@ def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
     return _ITERATIONS
 
 
+@torch.no_grad()
 def _problem(
     name: str, model: nn.Module, shape: tuple[int, ...], flops: float, device: torch.device, promises: bool = False
 ) -> Problem:
     model = model.to(device).eval()
     irf.enforce(model)
     exact_model = copy.deepcopy(model).double()
-    with torch.no_grad():
-        inputs = [model(torch.randn(shape, device=device)) for _ in range(2)]
+    inputs = [model(torch.randn(shape, device=device)) for _ in range(2)]
     exact = {id(y): exact_model.inverse(y.double(), tol=1e-13) for y in inputs}
     ours = max(float(sample_norms(model.inverse(y).double() - exact[id(y)]).max()) for y in inputs)
     fewest = _fewest(model, inputs[0], exact[id(inputs[0])], ours)
@@ -70,11 +71,14 @@ def _problem(
         inputs=inputs,
         oracle=lambda y: exact[id(y)],
         providers=[
-            Provider(_PAPERS, lambda y: _papers_inverse(model, y, _ITERATIONS), _TOLERANCE),
-            Provider(f"torch.compile, {_ITERATIONS} iterations", _compiled_inverse(model), _TOLERANCE),
-            Provider(least, lambda y: _papers_inverse(model, y, fewest), _TOLERANCE),
-            *_peers(model, shape[1:]),
-            Provider(_OURS, model.inverse, _TOLERANCE),
+            replace(provider, run=torch.no_grad()(provider.run))
+            for provider in (
+                Provider(_PAPERS, lambda y: _papers_inverse(model, y, _ITERATIONS), _TOLERANCE),
+                Provider(f"torch.compile, {_ITERATIONS} iterations", _compiled_inverse(model), _TOLERANCE),
+                Provider(least, lambda y: _papers_inverse(model, y, fewest), _TOLERANCE),
+                *_peers(model, shape[1:]),
+                Provider(_OURS, model.inverse, _TOLERANCE),
+            )
         ],
         work=Work(evaluations, torch.float32, 8 * inputs[0].numel()),
         promises=[Promise(_OURS, _PAPERS, 15, 25), Promise(_OURS, least, 1.2, 2)] if promises else [],
@@ -102,10 +106,10 @@ def _peers(model: nn.Module, shape: tuple[int, ...]) -> list[Provider]:
     providers = []
     for name, make in INVERSES.items():
         try:
-            providers.append(Provider(name, make(model.g, shape), _TOLERANCE))
+            providers.append(Provider(name, make(model.g, shape), _TOLERANCE, peer=True))
         except ImportError as error:
             reason = f"{error}: pip install '.[peers]'"
-            providers.append(Provider(name, lambda y: y, _TOLERANCE, missing=reason))
+            providers.append(Provider(name, lambda y: y, _TOLERANCE, missing=reason, peer=True))
     return providers
 
 

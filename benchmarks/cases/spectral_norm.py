@@ -114,7 +114,7 @@ def _problem(config: str, batch: int, iterations: int, must_aim: tuple[float, fl
                 oracle=lambda _: torch.ones(len(torchs), dtype=torch.float64, device=device),
             ),
         ],
-        promises=[Promise(_OURS, _STEP, *must_aim, quantity="share", time=device_time)],
+        promises=[Promise(_OURS, _STEP, *must_aim, quantity="share", of=device_time)],
     )
 
 

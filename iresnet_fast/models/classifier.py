@@ -38,6 +38,7 @@ class ClassifierConfig:
         actnorm: whether an :class:`ActNorm` stands before every block.
         dropout: probability of dropout in the branches.
         n_power_iterations: per training forward.
+        recompute: ``"inverse"`` trains without stored activations; see :class:`InvertibleSequential`.
     """
 
     in_shape: tuple[int, int, int]
@@ -50,6 +51,7 @@ class ClassifierConfig:
     actnorm: bool = True
     dropout: float = 0.0
     n_power_iterations: int = 1
+    recompute: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("in_shape", "blocks", "hidden"):
@@ -126,7 +128,7 @@ class IResNetClassifier(nn.Module):
                 )
                 trunk += [ActNorm(channels)] if config.actnorm else []
                 trunk.append(InvertibleResidualBlock(branch))
-        self.trunk = InvertibleSequential(*trunk)
+        self.trunk = InvertibleSequential(*trunk, recompute=config.recompute)
         self.latent_shape = (channels, height, width)
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, config.n_classes))
 

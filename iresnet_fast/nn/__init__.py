@@ -3,11 +3,12 @@
 from .activations import ACTIVATIONS, LipSwish, MaxMin
 from .actnorm import ActNorm
 from .branches import Bottleneck, LipschitzMLP
+from .frozen import frozen_state
 from .injective_pad import InjectivePad
 from .residual_block import InvertibleResidualBlock
 from .sequential import ChainInverseResult, InvertibleSequential
 from .spectral_layers import SpectralConv2d, SpectralLinear
-from .spectral_norm import SpectralNorm, find_spectral_norm, frozen_state, spectral_norm
+from .spectral_norm import SpectralNorm, find_spectral_norm, spectral_norm
 from .squeeze import Squeeze
 
 __all__ = [

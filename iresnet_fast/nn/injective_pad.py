@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..solvers import sample_norms
 
 
 class InjectivePad(nn.Module):
@@ -43,9 +44,9 @@ class InjectivePad(nn.Module):
         if kept < 1:
             raise ValueError(f"InjectivePad.inverse needs more than {self.channels} channels, got {y.shape[1]}")
         x, padded = y[:, :kept], y[:, kept:]
-        excess = torch.linalg.vector_norm(padded.flatten(1), dim=1)
+        excess = sample_norms(padded.detach())
         # Written so that NaN is outside, too.
-        inside = excess <= self.tolerance * torch.linalg.vector_norm(y.flatten(1), dim=1).clamp_min(1.0)
+        inside = excess <= self.tolerance * sample_norms(y.detach()).clamp_min(1.0)
         if not bool(inside.all()):
             samples = (~inside).nonzero().flatten().tolist()
             raise ValueError(

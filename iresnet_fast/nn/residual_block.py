@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..solvers import InverseResult, invert_residual
-from .spectral_norm import frozen_state
+from ..solvers import InverseResult, NotConvergedError, attach_gradient, invert_residual
+from .frozen import Snapshot, frozen_state
 
 
 class InvertibleResidualBlock(nn.Module):
@@ -62,21 +63,52 @@ class InvertibleResidualBlock(nn.Module):
         """Invert, and report residual, error bound and convergence per sample.
 
         The normalised weights are computed once, and no state changes, in training mode either. Where ``certify`` or
-        ``enforce`` has proven Lip(g) and the weights have not changed since, the result is certified.
+        ``enforce`` has proven Lip(g) and the weights have not changed since, the result is certified. The result's x
+        has a gradient in y and the parameters, by the implicit function theorem: no iterate is stored.
 
         Args:
-            y: (B, ...) outputs of the block. The branch is evaluated in y's dtype, outside any autocast.
-            **options: ``tol``, ``max_iterations``, ``x0``, ``on_failure`` of :func:`invert_residual`; ``lipschitz``
-                overrides the proven constant.
+            y: (B, ...) outputs of the block. The branch is evaluated as a forward would be here: under
+                ``torch.autocast`` or with TF32 it is another function, and x is its inverse.
+            **options: ``tol``, ``max_iterations``, ``x0``, ``method``, ``on_failure`` and ``compact`` of
+                :func:`invert_residual`; ``lipschitz`` overrides the proven constant.
 
         Raises:
-            NotConvergedError: samples that did not converge.
+            NotConvergedError: samples that did not converge; in the backward, too.
             RuntimeError: dropout or batch normalisation in training mode: such a branch has no inverse.
         """
-        self._check_deterministic()
+        self.check_invertible()
         options.setdefault("lipschitz", self.proven_lipschitz())
-        with torch.no_grad(), torch.autocast(y.device.type, enabled=False), frozen_state(self.g):
+        with frozen_state(self.g):
+            if not torch.is_grad_enabled():
+                return self._solve(y, options)
+            snapshot = Snapshot(self.g)
+            with snapshot.held():
+                result = self._solve(y, options)
+        if not snapshot.needs_gradient(y):
+            return result
+
+        def branch(x: Tensor) -> Tensor:
+            with frozen_state(self.g), snapshot.held():
+                image: Tensor = self.g(x)
+                return image
+
+        adjoint = {key: options[key] for key in ("tol", "max_iterations", "lipschitz", "method") if key in options}
+        return replace(result, x=attach_gradient(branch, y, result.x, snapshot.tensors, **adjoint))
+
+    def _solve(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
+        try:
             return invert_residual(self.g, y, **options)
+        except NotConvergedError:
+            raise
+        except RuntimeError as error:
+            # The branch refuses y: say first what does not fit, where that can be seen.
+            weight = next(self.g.parameters(), None)
+            if weight is not None and (weight.dtype != y.dtype or weight.device != y.device):
+                raise ValueError(
+                    f"the block has weights of {weight.dtype} on {weight.device}, but y is {y.dtype} on {y.device}. "
+                    f"Remedy: y.to({weight.dtype}, device={str(weight.device)!r})"
+                ) from error
+            raise ValueError(f"the branch cannot take y of shape {tuple(y.shape)}: {error}") from error
 
     def attach_proof(self, lipschitz: float | None) -> None:
         """Record a proven Lipschitz bound of g, valid for its parameters, buffers and mode as they are now."""
@@ -100,7 +132,15 @@ class InvertibleResidualBlock(nn.Module):
             tuple((id(module), type(module), _settings(module)) for module in self.g.modules()),
         )
 
-    def _check_deterministic(self) -> None:
+    def check_invertible(self, *, dropout_replayed: bool = False) -> None:
+        """Raise where the branch is no function of each sample alone.
+
+        Args:
+            dropout_replayed: whether the caller repeats the same random numbers at every evaluation.
+
+        Raises:
+            RuntimeError: batch normalisation with statistics of the batch, or dropout in training mode.
+        """
         for name, module in self.g.named_modules():
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and module.running_var is None:
@@ -108,7 +148,7 @@ class InvertibleResidualBlock(nn.Module):
                     f"the branch has no inverse: {name or 'it'} ({type(module).__name__}) takes its statistics from "
                     "the batch in every mode. Remedy: track_running_stats=True"
                 )
-            random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+            random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 and not dropout_replayed
             if module.training and (random or batch_norm):
                 raise RuntimeError(
                     f"the branch has no inverse while {name or 'it'} ({type(module).__name__}) is in training mode. "

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..solvers import InverseResult, sample_norms
+from ..solvers import InverseResult, NotConvergedError, sample_norms
 from .actnorm import ActNorm
+from .frozen import frozen_state
 from .injective_pad import InjectivePad
+from .recompute import apply_recomputing
 from .residual_block import InvertibleResidualBlock
-from .spectral_norm import frozen_state
 from .squeeze import Squeeze
 
-_KNOWN_LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad)
+# What an error in the output of a link grows to in its input, by type: the Lipschitz constant of its inverse.
+_INVERSE_LIPSCHITZ: dict[type[nn.Module], Callable[[Any], Tensor | float]] = {
+    ActNorm: lambda link: (-link.log_scale.detach()).exp().max(),
+    Squeeze: lambda link: 1.0,
+    InjectivePad: lambda link: 1.0,
+}
+# Rounding of a link's inverse, in eps of ‖x‖.
+_ROUNDING = 4
+
+Progress = Callable[[int, int, InverseResult], None]
 
 
 @dataclass(frozen=True)
 class ChainInverseResult:
-    """Inverse of a chain, with what was measured.
+    """Inverse of a chain, with what was measured and what is proven.
 
     Attributes:
         x: (B, ...) the solution.
         residual: (B,) measured ‖F(x) − y‖/max(1, ‖y‖).
+        error_bound: (B,) bound of the distance to the true x: every block's own bound, grown by 1/(1 − L) in each
+            block before it and by the scales of ActNorm (Behrmann et al. 2019, Lemma 2). It is honest and may be
+            huge; NaN where a block or link has no proof.
         converged: (B,) bool, whether every block's solve met its stopping rule.
         certified: (B,) bool, whether every one did so by a proven bound, and nothing but ActNorm, Squeeze and
             InjectivePad stands between them.
@@ -33,6 +48,7 @@ class ChainInverseResult:
 
     x: Tensor
     residual: Tensor
+    error_bound: Tensor
     converged: Tensor
     certified: Tensor
     blocks: tuple[InverseResult, ...]
@@ -43,15 +59,39 @@ class InvertibleSequential(nn.Sequential):
 
     Args:
         *modules: each with ``forward`` and ``inverse``.
+        recompute: ``"inverse"`` stores nothing but the output for the backward and recomputes every module's input by
+            its inverse: the memory of training does not grow with depth (but for the weights), and a step takes
+            longer. Every module must then be invertible while training; dropout is replayed, batch normalisation in
+            training mode is an error. None stores activations, as PyTorch does.
 
     Raises:
         TypeError: a module without an ``inverse``.
+        ValueError: another ``recompute``.
     """
 
-    def __init__(self, *modules: nn.Module) -> None:
+    def __init__(self, *modules: nn.Module, recompute: str | None = None) -> None:
         super().__init__()
+        if recompute not in (None, "inverse"):
+            raise ValueError(f"recompute must be None or 'inverse', got {recompute!r}")
+        self.recompute = recompute
         for module in modules:
             self.append(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all modules in order."""
+        if self.recompute and torch.is_grad_enabled() and len(self):
+            return apply_recomputing(self, list(self._leaves()), x)
+        y: Tensor = super().forward(x)
+        return y
+
+    def _leaves(self) -> Iterator[nn.Module]:
+        """All modules in order; those of chains within in place of the chains."""
+        for module in self:
+            hooked = module._forward_hooks or module._forward_pre_hooks
+            if type(module) is InvertibleSequential and not hooked:
+                yield from module._leaves()
+            else:
+                yield module
 
     def append(self, module: nn.Module) -> InvertibleSequential:
         """Add a module at the end.
@@ -75,46 +115,86 @@ class InvertibleSequential(nn.Sequential):
     def __getitem__(self, index: int | slice) -> Any:
         """One module, or a chain of those in a slice."""
         modules = list(self)[index]
-        return InvertibleSequential(*modules) if isinstance(modules, list) else modules
+        return InvertibleSequential(*modules, recompute=self.recompute) if isinstance(modules, list) else modules
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """The x that is mapped to y; options as for :meth:`InvertibleResidualBlock.inverse`.
+    def inverse(self, y: Tensor, *, progress: Progress | None = None, **options: Any) -> Tensor:
+        """The x that is mapped to y, with a gradient in y and the parameters.
+
+        Args:
+            y: (B, ...) outputs of the chain.
+            progress: called after each residual block as ``progress(blocks done, blocks in all, its result)``. What
+                it raises (as does Ctrl-C) ends the inverse, and leaves the modules as they were.
+            **options: as for :meth:`InvertibleResidualBlock.solve_inverse`.
 
         Raises:
-            NotConvergedError: a block did not converge.
+            NotConvergedError: a block did not converge; it is named.
         """
-        return self._run_back(y, options)[0]
-
-    def solve_inverse(self, y: Tensor, **options: Any) -> ChainInverseResult:
-        """Invert, run forward again, and report the measured residual and every block's result."""
         with frozen_state(self):
-            x, blocks = self._run_back(y, options)
+            return _ReverseRun(self, options, progress).run(y)
+
+    def solve_inverse(self, y: Tensor, *, progress: Progress | None = None, **options: Any) -> ChainInverseResult:
+        """Invert, run forward again, and report the measured residual, the proven error bound and each block's result.
+
+        Arguments and errors are those of :meth:`inverse`.
+        """
+        with frozen_state(self):
+            run = _ReverseRun(self, options, progress)
+            x = run.run(y)
             with torch.no_grad():
                 residual = sample_norms(self(x) - y) / sample_norms(y).clamp_min(1.0)
         converged = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        certified = converged & self._has_known_links()
-        for block in blocks:
+        certified = converged & torch.isfinite(run.error_bound)
+        for block in run.results:
             converged, certified = converged & block.converged, certified & block.certified
-        return ChainInverseResult(x, residual, converged, certified, tuple(blocks))
+        return ChainInverseResult(x, residual, run.error_bound, converged, certified, tuple(run.results[::-1]))
 
-    def _has_known_links(self) -> bool:
-        """Whether all that is not a residual block has an inverse that is exact by construction."""
-        return all(
-            part._has_known_links() if isinstance(part, InvertibleSequential) else type(part) in _KNOWN_LINKS
-            for part in self
-        )
 
-    def _run_back(self, y: Tensor, options: dict[str, Any]) -> tuple[Tensor, list[InverseResult]]:
-        results: list[InverseResult] = []
-        x = y
-        for module in reversed(self):
-            if isinstance(module, InvertibleResidualBlock):
-                results.append(module.solve_inverse(x, **options))
-                x = results[-1].x
-            elif isinstance(module, InvertibleSequential):
-                x, inner = module._run_back(x, options)
-                results += reversed(inner)
-            else:
-                with torch.no_grad():
-                    x = module.inverse(x)
-        return x, results[::-1]
+class _ReverseRun:
+    """One pass through a chain from its end to its start.
+
+    Attributes:
+        results: of the residual blocks, the last first.
+        error_bound: (B,) of the distance from the true x.
+    """
+
+    def __init__(self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None) -> None:
+        self._chain, self._options, self._progress = chain, options, progress
+        self._total = sum(isinstance(module, InvertibleResidualBlock) for module in _walk(chain))
+        self.results: list[InverseResult] = []
+        self.error_bound = torch.empty(0)
+
+    def run(self, y: Tensor) -> Tensor:
+        self.error_bound = torch.zeros_like(sample_norms(y.detach()))
+        return self._chain_inverse(self._chain, y, "")
+
+    def _chain_inverse(self, chain: InvertibleSequential, y: Tensor, prefix: str) -> Tensor:
+        for name, module in reversed(chain._modules.items()):
+            path = f"{prefix}{name}"
+            if isinstance(module, InvertibleSequential):
+                y = self._chain_inverse(module, y, f"{path}.")
+            elif isinstance(module, InvertibleResidualBlock):
+                y = self._block_inverse(module, y, path)
+            elif module is not None:
+                y = module.inverse(y)  # type: ignore[operator]
+                growth = _INVERSE_LIPSCHITZ.get(type(module), lambda link: math.nan)(module)
+                rounding = _ROUNDING * torch.finfo(y.dtype).eps * sample_norms(y.detach())
+                self.error_bound = self.error_bound * growth + rounding
+        return y
+
+    def _block_inverse(self, block: InvertibleResidualBlock, y: Tensor, path: str) -> Tensor:
+        try:
+            result = block.solve_inverse(y, **self._options)
+        except NotConvergedError as error:
+            raise NotConvergedError(f"block {path}: {error}", error.result) from error
+        self.results.append(result)
+        growth = math.nan if result.lipschitz is None else 1 / (1 - result.lipschitz)
+        self.error_bound = self.error_bound * growth + result.error_bound
+        if self._progress is not None:
+            self._progress(len(self.results), self._total, result)
+        return result.x
+
+
+def _walk(chain: InvertibleSequential) -> Iterator[nn.Module]:
+    """All modules of a chain and of the chains within, as often as they stand there."""
+    for module in chain:
+        yield from _walk(module) if isinstance(module, InvertibleSequential) else (module,)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,6 +65,8 @@ class SpectralNorm(nn.Module):
         self.tol = tol
         self.geometry = geometry
         self.frozen = False
+        # The normalised weight to give out in place of computing it; set by a Snapshot.
+        self.held: Tensor | None = None
         shape_u, shape_v = _vector_shapes(weight, geometry)
         seed = zlib.crc32(f"{name}{tuple(weight.shape)}".encode())
         generator = torch.Generator().manual_seed(seed)
@@ -79,6 +80,8 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normalised weight, of weight's shape and dtype."""
+        if self.held is not None:
+            return self.held
         sigma = self._sigma(weight, *self._vectors(weight))
         return weight / torch.clamp_min(sigma / self.coeff, 1.0).to(weight.dtype)
 
@@ -116,15 +119,13 @@ class SpectralNorm(nn.Module):
         elif self.training and not self.frozen:
             iterations, tol = self.n_power_iterations, self.tol
         u, v = (self._u, self._v) if iterations == 0 else self._iterate(weight, iterations, tol)
-        if self.frozen:
-            return u, v
-        if iterations:
+        if iterations and not self.frozen:
             self._u.copy_(u)
             self._v.copy_(v)
-        if not compiling:  # compiled code would be traced anew for every weight
+        if not (self.frozen or compiling):  # compiled code would be traced anew for every weight
             self._fitted_to = identity
         # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
-        return self._u.clone(), self._v.clone()
+        return u.clone(), v.clone()
 
     def _iterate(self, weight: Tensor, iterations: int, tol: float | None) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(weight)
@@ -210,23 +211,6 @@ def find_spectral_norm(module: nn.Module, name: str = "weight") -> SpectralNorm 
             if isinstance(parametrization, SpectralNorm):
                 return parametrization
     return None
-
-
-@contextmanager
-def frozen_state(module: nn.Module) -> Iterator[None]:
-    """Within it normalised weights are computed once and the module's forward changes no state, in any mode.
-
-    Modules whose forward would (power iteration, data-dependent initialisation) have an attribute ``frozen``.
-    """
-    thawed = [part for part in module.modules() if getattr(part, "frozen", None) is False]
-    for part in thawed:
-        part.frozen = True  # type: ignore[assignment]
-    try:
-        with parametrize.cached():
-            yield
-    finally:
-        for part in thawed:
-            part.frozen = False  # type: ignore[assignment]
 
 
 def check_input_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

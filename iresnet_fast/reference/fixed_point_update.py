@@ -21,4 +21,4 @@ def fixed_point_update(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Ten
     following = y - image
     dtype = torch.promote_types(y.dtype, torch.float32)
     step = following.to(dtype) - x.to(dtype)
-    return following, torch.linalg.vector_norm(step.flatten(1), dim=1)
+    return following, torch.linalg.vector_norm(step, dim=tuple(range(1, step.dim())))

@@ -174,7 +174,7 @@ def _measure(
 ) -> tuple[NetworkResult, Tensor]:
     with torch.no_grad():
         latents = model.features(data.test_images)
-    inverse = model.solve_inverse(latents, on_failure="return", max_iterations=PAPER_ITERATIONS)
+        inverse = model.solve_inverse(latents, on_failure="return", max_iterations=PAPER_ITERATIONS)
     errors = relative_errors(inverse.x, data.test_images)
     iterations = torch.stack([block.iterations for block in inverse.blocks])
     bounds = [block.lipschitz for block in certificate.blocks if block.lipschitz is not None]
@@ -212,10 +212,10 @@ def papers_inverse(model: IResNetClassifier, z: Tensor, n_iterations: int) -> Te
     return x
 
 
+@torch.no_grad()
 def _time_inverses(model: IResNetClassifier, images: Tensor) -> tuple[InverseTiming, ...]:
     """Our inverse, the papers' 100 iterations, and the fewest fixed iterations that reach our error, interleaved."""
-    with torch.no_grad():
-        latents = model.features(images)
+    latents = model.features(images)
     fewest = _fewest_iterations(model, latents, images)
 
     def once_normalised(n_iterations: int) -> Tensor:

@@ -211,14 +211,6 @@ def test_batch_statistics_have_no_inverse_in_any_mode():
         block.inverse(torch.randn(4, 3))
 
 
-def test_autocast_does_not_reach_the_inverse():
-    block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(4)).eval()
-    y = torch.randn(3, 4)
-    expected = block.inverse(y)
-    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
-        assert torch.equal(block.inverse(y), expected)
-
-
 def test_slices_and_growth():
     chain = irf.nn.InvertibleSequential(*(irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2)) for _ in range(3)))
     assert isinstance(chain[:2], irf.nn.InvertibleSequential)
@@ -241,7 +233,7 @@ def test_branch_of_the_wrong_shape():
 
 def test_not_contractive_branch_raises():
     linear = nn.Linear(4, 4)
-    nn.init.eye_(linear.weight).data.mul_(3)
+    nn.init.orthogonal_(linear.weight).data.mul_(3)
     block = irf.nn.InvertibleResidualBlock(linear)
     assert not irf.certify(block).guaranteed
     with pytest.raises(irf.NotConvergedError):

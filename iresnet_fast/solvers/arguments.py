@@ -1,0 +1,83 @@
+"""Checks of what the solver is given, before and while it runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+METHODS = ("anderson", "picard")
+_ON_FAILURE = ("raise", "warn", "return")
+
+
+def tolerance_floor(dtype: torch.dtype) -> float:
+    """The smallest tolerance that a dtype can resolve: 4·eps."""
+    return 4 * torch.finfo(dtype).eps
+
+
+def check_arguments(
+    y: Tensor,
+    tol: float,
+    max_iterations: int | None,
+    lipschitz: float | None,
+    x0: Tensor | None,
+    method: str,
+    on_failure: str,
+) -> None:
+    """Raise where an argument cannot be served, naming its value and the remedy."""
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y must be a tensor of floating point, got {kind}")
+    if y.dim() < 2:
+        raise ValueError(f"y must have shape (B, ...) with at least one axis per sample, got {tuple(y.shape)}")
+    for name, number in (("tol", tol), ("lipschitz", lipschitz), ("max_iterations", max_iterations)):
+        kinds = (int,) if name == "max_iterations" else (int, float)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, kinds)):
+            raise TypeError(f"{name} must be {'an int' if len(kinds) == 1 else 'a number'}, got {number!r}")
+    floor = tolerance_floor(y.dtype)
+    if not tol >= floor:
+        raise ValueError(
+            f"tol={tol!r} is below what {y.dtype} can resolve; the floor is 4·eps = {floor:.2g}. Remedy: a larger "
+            "tol, or float64"
+        )
+    if max_iterations is not None and max_iterations < 1:
+        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    if lipschitz is not None and not 0 <= lipschitz < 1:
+        raise ValueError(
+            f"lipschitz must be a proven constant in [0, 1), got {lipschitz!r}: a branch that does not contract has "
+            "no certified inverse. Remedy: enforce(model), a smaller coeff, or lipschitz=None for an uncertified solve"
+        )
+    _check_start(x0, y)
+    for name, choice, choices in (("method", method, METHODS), ("on_failure", on_failure, _ON_FAILURE)):
+        if choice not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {choice!r}")
+
+
+def _check_start(x0: Tensor | None, y: Tensor) -> None:
+    if x0 is None:
+        return
+    if not isinstance(x0, Tensor):
+        raise TypeError(f"x0 must be a tensor, got {type(x0).__name__}")
+    if x0.shape != y.shape or x0.dtype != y.dtype or x0.device != y.device:
+        raise ValueError(
+            f"x0 must match y: {tuple(y.shape)}, {y.dtype} on {y.device}; got {tuple(x0.shape)}, {x0.dtype} on "
+            f"{x0.device}"
+        )
+
+
+def check_image(image: Tensor, x: Tensor, version: int | None) -> Tensor:
+    """g(x) in x's dtype, checked; ``version`` is x's before the evaluation."""
+    if version is not None and x._version != version:
+        raise ValueError("g changes its input in place, so x + g(x) is not what it seems. Remedy: inplace=False")
+    if not isinstance(image, Tensor):
+        raise TypeError(f"g must return a tensor, got {type(image).__name__}")
+    if image.shape != x.shape:
+        raise TypeError(
+            f"g must keep the shape of its input, but maps {tuple(x.shape)} to {tuple(image.shape)}; a residual "
+            "branch with an inverse has as many outputs as inputs"
+        )
+    if image.dtype != x.dtype:
+        # Under autocast x + g(x) is taken in the wider of the two, and so it is here.
+        if not torch.is_autocast_enabled(x.device.type) or torch.promote_types(image.dtype, x.dtype) != x.dtype:
+            raise TypeError(f"g must keep the dtype of its input, but maps {x.dtype} to {image.dtype}")
+        image = image.to(x.dtype)
+    return image
