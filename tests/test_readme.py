@@ -15,26 +15,28 @@ import iresnet_fast
 import iresnet_fast as irf
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = [
     module.name for module in pkgutil.walk_packages(iresnet_fast.__path__, "iresnet_fast.") if module.name[-2:] != "_C"
 ]
 
 
-def test_example_prints_what_the_readme_shows():
-    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.DOTALL).groups()
-    assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
-    assert printed.getvalue() == shown
+@pytest.mark.parametrize("document", ["README.md", "docs/inverting.md"])
+def test_examples_print_what_the_documents_show(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert examples
+    for code, shown in examples:
+        assert len([line for line in code.splitlines() if line.strip()]) <= 15
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, document, "exec"), {})
+        assert printed.getvalue() == shown
 
 
 def test_files_that_the_documents_name_exist():
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-            assert (ROOT / target).exists(), f"{document} links to {target}"
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
 @pytest.mark.parametrize("name", MODULES)

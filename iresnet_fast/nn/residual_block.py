@@ -97,7 +97,8 @@ class InvertibleResidualBlock(nn.Module):
 
     def _solve(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
         try:
-            return invert_residual(self.g, y, **options)
+            result = invert_residual(self.g, convolution_layout(self.g, y), **options)
+            return replace(result, x=result.x.contiguous()) if y.is_contiguous() else result
         except NotConvergedError:
             raise
         except RuntimeError as error:
@@ -154,6 +155,13 @@ class InvertibleResidualBlock(nn.Module):
                     f"the branch has no inverse while {name or 'it'} ({type(module).__name__}) is in training mode. "
                     "Remedy: model.eval() first"
                 )
+
+
+def convolution_layout(module: nn.Module, y: Tensor) -> Tensor:
+    """On a CPU, where its convolutions are faster so, y in channels_last; else y."""
+    if y.device.type != "cpu" or y.dim() != 4 or not any(isinstance(part, nn.Conv2d) for part in module.modules()):
+        return y
+    return y.contiguous(memory_format=torch.channels_last)
 
 
 def _checksum(tensor: Tensor) -> tuple[int, torch.Size, int]:

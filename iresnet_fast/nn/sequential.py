@@ -15,7 +15,7 @@ from .actnorm import ActNorm
 from .frozen import frozen_state
 from .injective_pad import InjectivePad
 from .recompute import apply_recomputing
-from .residual_block import InvertibleResidualBlock
+from .residual_block import InvertibleResidualBlock, convolution_layout
 from .squeeze import Squeeze
 
 # What an error in the output of a link grows to in its input, by type: the Lipschitz constant of its inverse.
@@ -165,7 +165,8 @@ class _ReverseRun:
 
     def run(self, y: Tensor) -> Tensor:
         self.error_bound = torch.zeros_like(sample_norms(y.detach()))
-        return self._chain_inverse(self._chain, y, "")
+        x = self._chain_inverse(self._chain, convolution_layout(self._chain, y), "")
+        return x.contiguous() if y.is_contiguous() else x
 
     def _chain_inverse(self, chain: InvertibleSequential, y: Tensor, prefix: str) -> Tensor:
         for name, module in reversed(chain._modules.items()):

@@ -173,7 +173,10 @@ class _Record:
 
     def write(self, iteration: Iteration, stopped: Tensor, positions: Tensor) -> None:
         """Keep the samples of the iteration in the mask at these positions of the batch."""
-        self._x[positions] = self._solution(iteration)[stopped]
+        if len(positions) == len(self._y):  # all at once: nothing to move
+            self._x = self._solution(iteration)
+        else:
+            self._x[positions] = self._solution(iteration)[stopped]
         self._residual[positions] = iteration.residual[stopped]
         self._iterations[positions] = iteration.iterations[stopped]
         self._evaluations[positions] = iteration.evaluations

@@ -15,6 +15,8 @@ from .result import sample_norms
 _PATIENCE = 20
 # Iterations allowed where no Lipschitz constant is known to bound them.
 _MAX_ITERATIONS = 1000
+# A sample whose Picard steps shrink the residual to less than this share is left to them: mixing has little to gain.
+_FAST = 0.1
 # Longest run of Picard steps after mixed steps that were refused.
 _LONGEST_BACKOFF = 64
 
@@ -61,20 +63,24 @@ class Iteration:
         self.y = y
         self.x = x
         self.following = self.evaluated = x
+        self._wide = (-1,) + (1,) * (y.dim() - 1)  # of a number per sample beside the samples
         self.evaluations = 0
         self._lipschitz = lipschitz
         self._max_iterations = max_iterations
         self._mixing = mixing
+        # Infinite where ‖y‖ overflows, which no residual shows to be reached.
         self._threshold = tol * sample_norms(y).clamp_min(1.0)
+        self._reachable = self._threshold < math.inf
         # Of one evaluation of T: a step that contracts by exactly L must not be refused for it.
         self._rounding = (4 * torch.finfo(y.dtype).eps / tol) * self._threshold
         self.residual = torch.full_like(self._threshold, math.inf)
         self._best = self.residual
-        # Of the last accepted iterate: T', f' and ‖f'‖.
-        self._target, self._step, self._accepted = x, x, self.residual
+        # The last accepted iterate x', T' and ‖f'‖.
+        self._origin, self._target, self._accepted = x, x, self.residual
         self.iterations = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         self._limit = self._since_best = self._wait = self.iterations
         self._backoff = self.iterations + 1
+        self._ever_refused = False
         self.done = torch.zeros(len(y), dtype=torch.bool, device=y.device)
         self.newly_done = self.converged = self._is_mixed = self.done
 
@@ -98,11 +104,11 @@ class Iteration:
 
     def _stop(self, accepted: Tensor) -> None:
         factor = 1.0 if self._lipschitz is None else self._lipschitz / (1 - self._lipschitz)
-        proven = (factor * self.residual <= self._threshold) & torch.isfinite(self._threshold)
+        proven = (factor * self.residual <= self._threshold) & self._reachable
         self._since_best = torch.where(self.residual < self._best, 0, self._since_best + 1)
         self._best = torch.minimum(self._best, self.residual)
         # A mixed iterate that left the domain of g is only refused.
-        lost = accepted & ~torch.isfinite(self.residual)
+        lost = accepted & ~(self.residual < math.inf)
         stopped = proven | lost | (self._since_best >= _PATIENCE) | (self.iterations >= self._limit)
         self.newly_done = stopped & ~self.done
         self.converged = torch.where(self.newly_done, proven, self.converged)
@@ -110,31 +116,41 @@ class Iteration:
 
     def _mix(self, accepted: Tensor) -> None:
         """The next iterates, and what to remember of this one."""
-        shape = (-1,) + (1,) * (self.y.dim() - 1)
-        if self.evaluations == 1:  # nothing to mix with
-            self._target, self._step, self._accepted = self.following, self.following - self.x, self.residual
-            self.x = self.following
-            return
-        step = self.following - self.x
         refused = ~accepted
-        self._wait = torch.where(refused, self._backoff, (self._wait - 1).clamp_min(0))
-        self._backoff = torch.where(refused, (2 * self._backoff).clamp_max(_LONGEST_BACKOFF), self._backoff)
-        self._backoff = torch.where(accepted & self._is_mixed, (self._backoff // 2).clamp_min(1), self._backoff)
-        along = (step * self._step).sum(dim=tuple(range(1, step.dim())), dtype=self.residual.dtype)
-        squared = self.residual.square()
-        theta = (squared - along) / (squared - 2 * along + self._accepted.square())
-        self._is_mixed = accepted & (self._wait == 0) & torch.isfinite(theta)
-        theta = torch.where(self._is_mixed, theta, 0.0)
-        following = torch.lerp(self.following, self._target, theta.view(shape).to(self.y.dtype))
-        if _any_on_host(refused):
-            keep = refused.view(shape)
-            following = torch.where(keep, self._target, following)
+        any_refused = _may_be_any(refused)
+        self._ever_refused |= any_refused
+        # After the first evaluation there is nothing to mix with: its ‖f'‖ is infinite.
+        may_mix = accepted & (self._is_mixed | (self.residual > _FAST * self._accepted)) & ~self.done
+        if self._ever_refused:
+            may_mix = may_mix & self._has_waited(refused)
+        self._is_mixed = may_mix
+        self.x = self.following
+        if _may_be_any(may_mix):
+            self.x = self._mixed()
+        if any_refused:
+            keep = refused.view(self._wide)
+            self.x = torch.where(keep, self._target, self.x)
+            self._origin = torch.where(keep, self._origin, self.evaluated)
             self._target = torch.where(keep, self._target, self.following)
-            self._step = torch.where(keep, self._step, step)
             self._accepted = torch.where(refused, self._accepted, self.residual)
         else:
-            self._target, self._step, self._accepted = self.following, step, self.residual
-        self.x = following
+            self._origin, self._target, self._accepted = self.evaluated, self.following, self.residual
+
+    def _has_waited(self, refused: Tensor) -> Tensor:
+        """Whether a sample's run of Picard steps is over; every refusal doubles the next, every success halves it."""
+        self._wait = torch.where(refused, self._backoff, (self._wait - 1).clamp_min(0))
+        longer, shorter = (2 * self._backoff).clamp_max(_LONGEST_BACKOFF), (self._backoff // 2).clamp_min(1)
+        self._backoff = torch.where(refused, longer, torch.where(self._is_mixed, shorter, self._backoff))
+        return self._wait == 0
+
+    def _mixed(self) -> Tensor:
+        """T − θ(T − T') where a sample is to be mixed, T elsewhere."""
+        step, before = self.following - self.evaluated, self._target - self._origin
+        along = (step * before).sum(dim=tuple(range(1, step.dim())), dtype=self.residual.dtype)
+        squared = self.residual.square()
+        change = squared - 2 * along + self._accepted.square()
+        theta = torch.where(self._is_mixed & (change > 0), (squared - along) / change, 0.0)
+        return torch.lerp(self.following, self._target, theta.view(self._wide).to(self.y.dtype))
 
     def keep(self, mask: Tensor) -> None:
         """Drop the samples outside of the mask; the evaluation before is no longer known."""
@@ -156,6 +172,6 @@ class Iteration:
         return needed.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp_min(0).ceil().to(torch.int64) + _PATIENCE
 
 
-def _any_on_host(mask: Tensor) -> bool:
+def _may_be_any(mask: Tensor) -> bool:
     """Whether any is set; on a GPU simply yes, for asking would wait for the device."""
     return mask.device.type != "cpu" or bool(mask.any())
