@@ -58,7 +58,7 @@ def extension():
         )
         return []
     sources = ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
-    flags = {"cxx": ["-O3", "-fopenmp", "-Wall", "-Wextra"]}
+    flags = {"cxx": ["-O3", "-fno-math-errno", "-fopenmp", "-Wall", "-Wextra", "-Wno-psabi"]}
     make, macros = cpp_extension.CppExtension, []
     if cuda_wanted():
         sources += sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))

@@ -1,4 +1,4 @@
-"""How other libraries invert a residual block, run on our branch so that only the solver differs.
+"""How other libraries invert a residual block, run on our branch; as ever in eager use, each evaluation normalises.
 
 zuko, the fourth library of the ``peers`` extra, has no residual block.
 """

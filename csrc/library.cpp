@@ -16,6 +16,9 @@ TORCH_LIBRARY(iresnet_fast, m) {
   m.def(
       "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "
       "Tensor");
+  m.def(
+      "conv_norm_below(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, float bound, float margin) "
+      "-> Tensor");
 }
 
 namespace {

@@ -14,7 +14,7 @@ except ModuleNotFoundError:
 
 from . import models, nn, ops, solvers
 from .certificate import Certificate, certify, enforce, register_lipschitz
-from .ops import conv_norm_bound, conv_singular_values
+from .ops import conv_norm_bound, conv_norm_certified, conv_singular_values
 from .solvers import InverseResult, NotConvergedError
 
 __version__ = _version("iresnet_fast")
@@ -25,6 +25,7 @@ __all__ = [
     "NotConvergedError",
     "certify",
     "conv_norm_bound",
+    "conv_norm_certified",
     "conv_singular_values",
     "enforce",
     "models",

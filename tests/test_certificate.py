@@ -196,9 +196,12 @@ def test_plain_convolutions_are_bounded_at_any_size():
     assert bound == pytest.approx(float(irf.conv_norm_bound(conv.weight, None, padding=1).detach()))
 
 
-def test_padding_without_a_bound_is_not_proven():
-    conv = nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")
-    assert "padding_mode" in irf.certify(block_of(conv)).obstacles[0]
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_every_padding_mode_is_bounded(mode):
+    conv = nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode)
+    bound = irf.certify(block_of(conv)).blocks[0].lipschitz
+    expected = irf.conv_norm_bound(conv.weight.detach(), None, padding=1, padding_mode=mode)
+    assert bound == pytest.approx(float(expected))
 
 
 def test_foreign_link_in_a_chain_is_not_proven():

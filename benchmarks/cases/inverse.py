@@ -70,6 +70,11 @@ def _papers_inverse(model: nn.Module, y: Tensor, n: int) -> Tensor:
     return y
 
 
+def _once_normalised(model: nn.Module, y: Tensor, n: int) -> Tensor:
+    with frozen_state(model):
+        return _papers_inverse(model, y, n)
+
+
 def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
     """The fewest fixed iterations that come within a tenth of an error, or the most accurate number if none do."""
     errors = []
@@ -132,6 +137,7 @@ def _problem(
     providers = [
         Provider(_PAPERS, lambda y: _papers_inverse(model, y, _ITERATIONS), _TOLERANCE),
         Provider(least, lambda y: _papers_inverse(model, y, fewest), _TOLERANCE),
+        Provider(f"{least}, weights normalised once", lambda y: _once_normalised(model, y, fewest), _TOLERANCE),
         *([Provider(_COMPILED, _compiled_inverse(model), _TOLERANCE)] if compiling else []),
         *_peers(model, tuple(inputs[0].shape[1:])),
         _ours(model, _PICARD),

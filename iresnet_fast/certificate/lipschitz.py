@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nn import LipSwish, MaxMin, SpectralConv2d, SpectralLinear, find_spectral_norm
 from ..ops._arguments import check_values
-from ..ops.conv_norm import PADDING_MODES, conv_norm_bound, rounding_term
+from ..ops.conv_norm import conv_norm_bound, rounding_term
 
 LipschitzFn = Callable[[Any], float]
 
@@ -52,10 +52,6 @@ def layer_bound(module: nn.Module, weight: Tensor) -> float:
         check_values("bias", layer.bias)
     if isinstance(module, nn.Linear):
         return float(torch.linalg.matrix_norm(weight.double(), 2)) + rounding_term(weight)
-    if layer.padding_mode not in PADDING_MODES:
-        raise NotProvenError(
-            f"there is no bound for padding_mode={layer.padding_mode!r}; 'zeros' and 'circular' have one"
-        )
     norm = find_spectral_norm(module)
     geometry = norm.geometry if norm else None
     bound = conv_norm_bound(

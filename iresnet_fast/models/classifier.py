@@ -59,6 +59,8 @@ class ClassifierConfig:
             if not isinstance(value, Sequence) or not all(isinstance(entry, int) for entry in value):
                 raise ValueError(f"{name} must be a sequence of ints, got {value!r}")
             object.__setattr__(self, name, tuple(value))
+        if self.recompute is not None and self.coeff is None:
+            raise ValueError("recompute='inverse' needs branches that contract; coeff=None leaves them unconstrained")
         if len(self.in_shape) != 3 or min(self.in_shape) < 1:
             raise ValueError(f"in_shape must be (C, H, W), got {self.in_shape}")
         if len(self.blocks) != len(self.hidden) or not self.blocks:

@@ -29,6 +29,18 @@ def frozen_state(module: nn.Module) -> Iterator[None]:
             part.frozen = False  # type: ignore[assignment]
 
 
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Parametrizations computed once within, whatever a surrounding ``parametrize.cached()`` holds."""
+    before = parametrize._cache_enabled, parametrize._cache
+    parametrize._cache_enabled, parametrize._cache = 0, {}
+    try:
+        with parametrize.cached():
+            yield
+    finally:
+        parametrize._cache_enabled, parametrize._cache = before
+
+
 class Snapshot:
     """A module's normalised weights as they are now, with their gradients.
 
@@ -47,12 +59,14 @@ class Snapshot:
         self._weights: list[Tensor] = []
         replaced: set[int] = set()
         for part in module.modules():
-            for parametrizations in getattr(part, "parametrizations", {}).values():
+            for name, parametrizations in getattr(part, "parametrizations", {}).items():
                 norm = parametrizations[0]
                 if isinstance(norm, SpectralNorm):
                     replaced.add(id(parametrizations.original))
                     self._norms.append(norm)
-                    self._weights.append(norm(parametrizations.original))
+                    # By the module's own attribute, a surrounding ``parametrize.cached()`` is respected.
+                    alone = len(parametrizations) == 1
+                    self._weights.append(getattr(part, name) if alone else norm(parametrizations.original))
         self._parameters = [parameter for parameter in module.parameters() if id(parameter) not in replaced]
 
     @property
@@ -83,7 +97,8 @@ class Snapshot:
         for norm, held in zip(self._norms, self._weights, strict=True):
             norm.held = held
         try:
-            yield
+            with _own_cache():
+                yield
         finally:
             for norm, weight in zip(self._norms, before, strict=True):
                 norm.held = weight

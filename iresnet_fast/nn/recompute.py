@@ -1,8 +1,8 @@
-"""Backward through a chain of invertible modules that stores the chain's output only."""
+"""Backward through a chain of invertible modules that stores the chain's ends only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,31 +10,34 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..solvers import NotConvergedError, evaluation_precision, invert_residual, sample_norms
+from ..solvers import NotConvergedError, autocast_settings, evaluation_precision, invert_residual, sample_norms
 from .frozen import Snapshot, frozen_state
-from .injective_pad import InjectivePad
-from .residual_block import InvertibleResidualBlock
+from .residual_block import InvertibleResidualBlock, convolution_layout
 
-# Inputs are recomputed to this many eps of their dtype, or as near as rounding allows: at most so many eps of the
+# A block's input is recomputed to this many eps of its dtype, or as near as rounding allows: at most so many eps of the
 # precision that the branch is evaluated in.
-_TARGET, _ACCEPTED = 16, 256
+_TARGET, _ACCEPTED = 16, 4
+# Evaluations without a smaller residual after which rounding allows no more.
+_PATIENCE = 3
 
 
 def apply_recomputing(chain: nn.Module, links: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Run the links of a chain one after the other; their inputs are recomputed from the output in the backward.
 
     Each link is inverted with the weights, the autocast settings and the random state of its forward (Gomez et al.
-    2017, for residual blocks by fixed point). Stored are the output and references to the weights.
+    2017, for residual blocks by fixed point). Stored are input and output of the chain, and the normalised weights. At
+    the end the recomputed input is compared with the stored one: inputs that were not recovered are an error.
 
     Args:
         chain: the module that the links belong to.
         links: invertible modules, in the order of the forward.
-        x: (B, ...) input.
+        x: (B, ...) input, float32 or float64.
 
     Returns:
         The output; it can be differentiated once, any number of times over a retained graph.
 
     Raises:
+        TypeError: x is of low precision: its rounding would be lost.
         RuntimeError: a branch has no inverse (batch normalisation in training mode).
         NotConvergedError: in the backward, where an input cannot be recomputed.
     """
@@ -44,6 +47,11 @@ def apply_recomputing(chain: nn.Module, links: Sequence[nn.Module], x: Tensor) -
             for link in links:
                 x = link(x)
             return x
+    if torch.finfo(x.dtype).bits < 32:
+        raise TypeError(
+            f"recompute='inverse' needs float32 or float64 inputs, got {x.dtype}: outputs rounded so coarsely do not "
+            "determine their inputs. Remedy: float32, with torch.autocast for speed"
+        )
     for link in links:
         if isinstance(link, InvertibleResidualBlock):
             link.check_invertible(dropout_replayed=True)
@@ -55,29 +63,29 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, snapshot: Snapshot, links: tuple[nn.Module, ...], x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.snapshot, ctx.links = snapshot, links
-        ctx.autocast = _autocast_settings(x.device)
-        ctx.random_states = []
+        ctx.autocast = autocast_settings(x.device)
+        ctx.draws = []
         y = x.view_as(x)
         with snapshot.held():
             for link in links:
-                before = _random_state(x.device)
+                before, stride = _random_state(x.device), y.stride()
                 y = link(y)
                 drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_state(x.device), strict=True))
-                ctx.random_states.append(before if drawn else None)
-        ctx.save_for_backward(y, *tensors)
+                ctx.draws.append(_Draw(before, stride) if drawn else None)
+        ctx.save_for_backward(x, y, *tensors)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, *tensors = ctx.saved_tensors
+        first, y, *tensors = ctx.saved_tensors
         grads: list[Tensor | None] = [None] * len(tensors)
-        with ctx.autocast(), frozen_state(ctx.snapshot.module), ctx.snapshot.held():
-            for link, state in zip(reversed(ctx.links), reversed(ctx.random_states), strict=True):
-                replay = _replaying(state, y.device)
-                x = _undo(link, y, replay if state is not None else None)
+        with ctx.autocast(), frozen_state(ctx.snapshot.module):
+            for link, draw in zip(reversed(ctx.links), reversed(ctx.draws), strict=True):
+                with ctx.snapshot.held():
+                    x = _undo(link, y, draw)
                 wanted = [i for i in ctx.snapshot.of(link) if ctx.needs_input_grad[3 + i]]
-                with torch.enable_grad(), replay():
+                with ctx.snapshot.held(), torch.enable_grad(), draw.replay(y.device) if draw else nullcontext():
                     x.requires_grad_()
                     image = link(x)
                 inputs = [x, *(tensors[i] for i in wanted)]
@@ -86,26 +94,29 @@ class _Recompute(torch.autograd.Function):
                     if part is not None:
                         grads[i] = part if grads[i] is None else grads[i] + part
                 y = x.detach()
+            _check_recovered(y, first)
         return None, None, grad if ctx.needs_input_grad[2] else None, *grads
 
 
-def _undo(link: nn.Module, y: Tensor, replay: Callable[[], Any] | None) -> Tensor:
+def _undo(link: nn.Module, y: Tensor, draw: _Draw | None) -> Tensor:
     """The input of a link, from its output."""
-    if isinstance(link, InjectivePad):  # the appended channels were zero; they are now up to rounding
-        return y[:, : y.shape[1] - link.channels].detach()
     if not isinstance(link, InvertibleResidualBlock):
         x: Tensor = link.inverse(y)  # type: ignore[operator]
         return x.detach()
 
-    def branch(x: Tensor) -> Tensor:
-        with (replay or nullcontext)():
-            image: Tensor = link.g(x)
-            return image
-
-    # A branch that draws random numbers draws them for the whole batch.
-    compact = None if replay is None else False
     tol = _TARGET * torch.finfo(y.dtype).eps
-    result = invert_residual(branch, y, tol=tol, on_failure="return", compact=compact)
+    options: dict[str, Any] = {"tol": tol, "on_failure": "return", "patience": _PATIENCE}
+    if draw is None:
+        result = invert_residual(link.g, convolution_layout(link.g, y), **options)
+    else:
+        y = draw.as_then(y)
+
+        def branch(x: Tensor) -> Tensor:
+            with draw.replay(y.device):
+                image: Tensor = link.g(draw.as_then(x))
+                return image
+
+        result = invert_residual(branch, y, compact=False, **options)
     accepted = max(tol, _ACCEPTED * evaluation_precision(y).eps)
     relative = result.residual / sample_norms(y).clamp_min(1.0)
     if not bool((relative <= accepted).all()):
@@ -115,13 +126,47 @@ def _undo(link: nn.Module, y: Tensor, replay: Callable[[], Any] | None) -> Tenso
             "contracts, or recompute=None",
             result,
         )
-    return result.x
+    return result.x if draw is None else draw.as_then(result.x)
 
 
-def _autocast_settings(device: torch.device) -> Callable[[], torch.autocast]:
-    kind = device.type
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+def _check_recovered(found: Tensor, x: Tensor) -> None:
+    """Raise where the chain's input was not recovered: a block that is not injective, or rounding that grew."""
+    allowed = evaluation_precision(x).eps ** 0.5
+    drift = sample_norms(found - x) / sample_norms(x).clamp_min(1.0)
+    if not bool((drift <= allowed).all()):
+        raise RuntimeError(
+            f"recompute='inverse': the recomputed input of the chain is {float(drift.max()):.3g} away from the true "
+            f"one (relative; allowed {allowed:.2g}), so its gradients would be wrong: some block is not invertible, or "
+            "rounding grew too much. Remedy: certify(model) and a smaller coeff, float64, or recompute=None"
+        )
+
+
+class _Draw:
+    """The random numbers of one forward: the state that they were drawn from, and the layout of the input.
+
+    They are drawn for the whole batch, in the order of memory.
+    """
+
+    def __init__(self, state: tuple[Tensor, ...], stride: tuple[int, ...]) -> None:
+        self._state, self._stride = state, stride
+
+    @contextmanager
+    def replay(self, device: torch.device) -> Iterator[None]:
+        """Within it the same random numbers are drawn again, and none are used up."""
+        cuda = device.type == "cuda"
+        with torch.random.fork_rng([device] if cuda else []):
+            torch.set_rng_state(self._state[0])
+            if cuda:
+                torch.cuda.set_rng_state(self._state[1], device)
+            yield
+
+    def as_then(self, x: Tensor) -> Tensor:
+        """X in the layout of the forward's input."""
+        return (
+            x
+            if x.stride() == self._stride
+            else torch.empty_strided(x.shape, self._stride, dtype=x.dtype, device=x.device).copy_(x)
+        )
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:
@@ -129,19 +174,3 @@ def _random_state(device: torch.device) -> tuple[Tensor, ...]:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return tuple(states)
-
-
-def _replaying(state: tuple[Tensor, ...] | None, device: torch.device) -> Callable[[], Any]:
-    """A context in which random numbers are drawn as from this state on, and none are used up."""
-    if state is None:
-        return nullcontext
-
-    @contextmanager
-    def replay() -> Iterator[None]:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.set_rng_state(state[0])
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(state[1], device)
-            yield
-
-    return replay

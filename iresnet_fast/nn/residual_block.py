@@ -99,17 +99,18 @@ class InvertibleResidualBlock(nn.Module):
         try:
             result = invert_residual(self.g, convolution_layout(self.g, y), **options)
             return replace(result, x=result.x.contiguous()) if y.is_contiguous() else result
-        except NotConvergedError:
+        except (NotConvergedError, torch.OutOfMemoryError):
             raise
         except RuntimeError as error:
-            # The branch refuses y: say first what does not fit, where that can be seen.
+            # The branch refuses y: say what does not fit, where that can be seen.
             weight = next(self.g.parameters(), None)
             if weight is not None and (weight.dtype != y.dtype or weight.device != y.device):
                 raise ValueError(
                     f"the block has weights of {weight.dtype} on {weight.device}, but y is {y.dtype} on {y.device}. "
-                    f"Remedy: y.to({weight.dtype}, device={str(weight.device)!r})"
+                    f"Remedy: y.to({str(weight.device)!r}, {weight.dtype})"
                 ) from error
-            raise ValueError(f"the branch cannot take y of shape {tuple(y.shape)}: {error}") from error
+            error.add_note(f"while inverting y of shape {tuple(y.shape)}, which this branch may not take")
+            raise
 
     def attach_proof(self, lipschitz: float | None) -> None:
         """Record a proven Lipschitz bound of g, valid for its parameters, buffers and mode as they are now."""

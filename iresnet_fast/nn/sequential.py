@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..solvers import InverseResult, NotConvergedError, sample_norms
+from ..solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
 from .actnorm import ActNorm
 from .frozen import frozen_state
 from .injective_pad import InjectivePad
@@ -24,9 +24,6 @@ _INVERSE_LIPSCHITZ: dict[type[nn.Module], Callable[[Any], Tensor | float]] = {
     Squeeze: lambda link: 1.0,
     InjectivePad: lambda link: 1.0,
 }
-# Rounding of a link's inverse, in eps of ‖x‖.
-_ROUNDING = 4
-
 Progress = Callable[[int, int, InverseResult], None]
 
 
@@ -59,10 +56,10 @@ class InvertibleSequential(nn.Sequential):
 
     Args:
         *modules: each with ``forward`` and ``inverse``.
-        recompute: ``"inverse"`` stores nothing but the output for the backward and recomputes every module's input by
-            its inverse: the memory of training does not grow with depth (but for the weights), and a step takes
-            longer. Every module must then be invertible while training; dropout is replayed, batch normalisation in
-            training mode is an error. None stores activations, as PyTorch does.
+        recompute: ``"inverse"`` stores nothing but input and output for the backward and recomputes every module's
+            input by its inverse: the activations kept do not grow with depth, and a step takes longer. Every module
+            must then be invertible while training; dropout is replayed, batch normalisation in training mode is an
+            error. None stores activations, as PyTorch does.
 
     Raises:
         TypeError: a module without an ``inverse``.
@@ -164,6 +161,8 @@ class _ReverseRun:
         self.error_bound = torch.empty(0)
 
     def run(self, y: Tensor) -> Tensor:
+        if "x0" in self._options:
+            raise TypeError("x0 starts the iteration of one block; a chain of blocks takes none")
         self.error_bound = torch.zeros_like(sample_norms(y.detach()))
         x = self._chain_inverse(self._chain, convolution_layout(self._chain, y), "")
         return x.contiguous() if y.is_contiguous() else x
@@ -176,11 +175,20 @@ class _ReverseRun:
             elif isinstance(module, InvertibleResidualBlock):
                 y = self._block_inverse(module, y, path)
             elif module is not None:
-                y = module.inverse(y)  # type: ignore[operator]
-                growth = _INVERSE_LIPSCHITZ.get(type(module), lambda link: math.nan)(module)
-                rounding = _ROUNDING * torch.finfo(y.dtype).eps * sample_norms(y.detach())
-                self.error_bound = self.error_bound * growth + rounding
+                y = self._link_inverse(module, y)
         return y
+
+    def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
+        x: Tensor = link.inverse(y)  # type: ignore[operator]
+        hooked = link._forward_hooks or link._forward_pre_hooks  # then its forward is not what it seems
+        growth = math.nan if hooked else _INVERSE_LIPSCHITZ.get(type(link), lambda link: math.nan)(link)
+        if isinstance(link, InjectivePad):
+            # The true y has zeros in the appended channels: where these are farther off than y can be, there is none.
+            outside = sample_norms(y[:, x.shape[1] :].detach()) > self.error_bound
+            self.error_bound = torch.where(outside, math.nan, self.error_bound)
+        size = torch.maximum(sample_norms(x.detach()), sample_norms(y.detach()) * growth)
+        self.error_bound = self.error_bound * growth + ROUNDING * torch.finfo(y.dtype).eps * size
+        return x
 
     def _block_inverse(self, block: InvertibleResidualBlock, y: Tensor, path: str) -> Tensor:
         try:

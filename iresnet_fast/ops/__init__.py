@@ -1,8 +1,8 @@
 """Public ops: each validates its arguments, then runs on the best backend there is for the device."""
 
-from .conv_norm import conv_norm_bound
+from .conv_norm import conv_norm_bound, conv_norm_certified
 from .conv_spectrum import conv_singular_values
 from .conv_symbol import conv_symbol
 from .fixed_point_update import fixed_point_update
 
-__all__ = ["conv_norm_bound", "conv_singular_values", "conv_symbol", "fixed_point_update"]
+__all__ = ["conv_norm_bound", "conv_norm_certified", "conv_singular_values", "conv_symbol", "fixed_point_update"]

@@ -58,15 +58,19 @@ def conv_singular_values(
     """
     grid, stride, dilation = check_circular(weight, input_size, stride, dilation, groups)
     check_choice("driver", driver, _DRIVERS)
-    # A power of two, so that scaling is exact: squares neither overflow nor underflow.
-    exponent = torch.frexp(weight.detach().double().abs().amax()).exponent
-    scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
+    scale = unit_scale(weight)
     arguments = (weight.double() / scale, grid, stride, dilation, groups, driver)
     if OP.choose(weight.device) == "extension":
         values: Tensor = torch.ops.iresnet_fast.conv_singular_values(*arguments)
     else:
         values = reference.conv_singular_values(*arguments)
     return values * scale
+
+
+def unit_scale(weight: Tensor) -> Tensor:
+    """The power of two that brings the largest entry into [1/2, 1): squares then neither overflow nor underflow."""
+    exponent = torch.frexp(weight.detach().double().abs().amax()).exponent
+    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
 
 
 def _self_test(device: torch.device) -> float:

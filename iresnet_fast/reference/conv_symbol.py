@@ -49,6 +49,39 @@ def conv_symbol(
     return torch.cat(grouped, dim=-1) / math.sqrt(math.prod(stride))
 
 
+def conv_symbol_at(
+    weight: Tensor,
+    frequency: Sequence[int],
+    grid: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """F at one frequency of the coarse grid: :func:`conv_symbol` without the others.
+
+    Args:
+        weight: as for :func:`conv_symbol`.
+        frequency: index on the coarse grid, one entry per axis.
+        grid: as for :func:`conv_symbol`.
+        stride: as for :func:`conv_symbol`.
+        dilation: as for :func:`conv_symbol`.
+        groups: as for :func:`conv_symbol`.
+
+    Returns:
+        Complex tensor (groups, c_out/groups, ∏s·c_in/groups).
+    """
+    c_out, c_in, *kernel = weight.shape
+    aliases = []
+    for alias in itertools.product(*map(range, stride)):
+        turns = torch.zeros(kernel, dtype=torch.float64, device=weight.device)
+        for axis, (j, a, n, s, d) in enumerate(zip(frequency, alias, grid, stride, dilation, strict=True)):
+            taps = torch.arange(kernel[axis], device=weight.device) * d * (j + a * (n // s)) % n
+            turns = turns + (taps / n).view([-1 if other == axis else 1 for other in range(len(kernel))])
+        phases = torch.polar(torch.ones_like(turns), -2 * math.pi * turns)
+        aliases.append((weight * phases).flatten(2).sum(-1).view(groups, c_out // groups, c_in))
+    return torch.cat(aliases, dim=-1) / math.sqrt(math.prod(stride))
+
+
 def conv_symbol_adjoint(
     symbol: Tensor,
     kernel_size: Sequence[int],

@@ -2,13 +2,15 @@
 
 from .fixed_point import invert_residual
 from .implicit import attach_gradient
-from .precision import evaluation_precision
-from .result import InverseResult, NotConvergedError, sample_norms
+from .precision import autocast_settings, evaluation_precision
+from .result import ROUNDING, InverseResult, NotConvergedError, sample_norms
 
 __all__ = [
+    "ROUNDING",
     "InverseResult",
     "NotConvergedError",
     "attach_gradient",
+    "autocast_settings",
     "evaluation_precision",
     "invert_residual",
     "sample_norms",

@@ -22,6 +22,7 @@ def check_arguments(
     x0: Tensor | None,
     method: str,
     on_failure: str,
+    patience: int,
 ) -> None:
     """Raise where an argument cannot be served, naming its value and the remedy."""
     if not isinstance(y, Tensor) or not y.is_floating_point():
@@ -29,8 +30,9 @@ def check_arguments(
         raise TypeError(f"y must be a tensor of floating point, got {kind}")
     if y.dim() < 2:
         raise ValueError(f"y must have shape (B, ...) with at least one axis per sample, got {tuple(y.shape)}")
-    for name, number in (("tol", tol), ("lipschitz", lipschitz), ("max_iterations", max_iterations)):
-        kinds = (int,) if name == "max_iterations" else (int, float)
+    counts = {"max_iterations": max_iterations, "patience": patience}
+    for name, number in {"tol": tol, "lipschitz": lipschitz, **counts}.items():
+        kinds = (int,) if name in counts else (int, float)
         if number is not None and (isinstance(number, bool) or not isinstance(number, kinds)):
             raise TypeError(f"{name} must be {'an int' if len(kinds) == 1 else 'a number'}, got {number!r}")
     floor = tolerance_floor(y.dtype)
@@ -39,8 +41,9 @@ def check_arguments(
             f"tol={tol!r} is below what {y.dtype} can resolve; the floor is 4·eps = {floor:.2g}. Remedy: a larger "
             "tol, or float64"
         )
-    if max_iterations is not None and max_iterations < 1:
-        raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
     if lipschitz is not None and not 0 <= lipschitz < 1:
         raise ValueError(
             f"lipschitz must be a proven constant in [0, 1), got {lipschitz!r}: a branch that does not contract has "

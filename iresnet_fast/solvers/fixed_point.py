@@ -12,10 +12,8 @@ from torch import Tensor
 from .arguments import check_arguments, check_image
 from .iteration import Iteration
 from .precision import Precision, evaluation_precision
-from .result import InverseResult, NotConvergedError, explain_failure, sample_norms
+from .result import ROUNDING, InverseResult, NotConvergedError, explain_failure, sample_norms
 
-# Rounding of one evaluation of y − g(x), in eps of the larger of ‖x‖ and ‖y‖; part of every reported bound.
-_ROUNDING = 4
 # The batch is made smaller once this share of it has converged: moving the others costs a few passes over them.
 _WORTH_COMPACTING = 0.25
 
@@ -31,6 +29,7 @@ def invert_residual(
     x0: Tensor | None = None,
     method: str = "anderson",
     on_failure: str = "raise",
+    patience: int = 20,
     compact: bool | None = None,
 ) -> InverseResult:
     """Solve x + g(x) = y for x by fixed-point iteration on x = y − g(x) (Behrmann et al. 2019, Algorithm 1).
@@ -45,8 +44,8 @@ def invert_residual(
     function, and its inverse is that of a forward under the same settings. The result names the precision, and where
     it is less than y's, its error bound allows for it and nothing is certified.
 
-    On a GPU the host does not wait for the device between iterations: it reads whether all have converged one
-    iteration late.
+    On a GPU the host does not wait for the device between iterations: it reads whether all have converged late, by one
+    iteration at first and by at most a quarter of them in long solves.
 
     Args:
         g: residual branch, (B', ...) to (B', ...) for any number of samples B'; evaluated without gradients. It must
@@ -60,6 +59,8 @@ def invert_residual(
             is the papers' iteration.
         on_failure: ``"raise"`` a :class:`NotConvergedError`, ``"warn"``, or ``"return"`` silently, where a sample does
             not converge.
+        patience: evaluations without a smaller residual after which a sample has stalled. (Branches that are not
+            normal matrices can let the residual rise for a while before it falls.)
         compact: whether samples that converged leave the batch that g is given. Default: on a CPU. False for a g
             that is made for the whole batch.
 
@@ -79,7 +80,7 @@ def invert_residual(
     """
     if not callable(g):
         raise TypeError(f"g must be callable, got {type(g).__name__}")
-    check_arguments(y, tol, max_iterations, lipschitz, x0, method, on_failure)
+    check_arguments(y, tol, max_iterations, lipschitz, x0, method, on_failure, patience)
     # A copy: a branch that works in place must not reach the caller's tensor before it is found out.
     iteration = Iteration(
         y,
@@ -87,6 +88,7 @@ def invert_residual(
         tol=tol,
         lipschitz=lipschitz,
         max_iterations=max_iterations,
+        patience=patience,
         mixing=method == "anderson",
     )
     record = _Record(y, takes_following=lipschitz is not None)
@@ -215,5 +217,5 @@ class _Record:
         """(L·residual + rounding)/(1 − L): the a-posteriori bound, with a term for the rounding of one evaluation."""
         if lipschitz is None:
             return torch.full_like(self._residual, math.nan)
-        rounding = _ROUNDING * eps * torch.maximum(sample_norms(self._x), sample_norms(self._y))
+        rounding = ROUNDING * eps * torch.maximum(sample_norms(self._x), sample_norms(self._y))
         return (lipschitz * self._residual + rounding) / (1 - lipschitz)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .fixed_point import invert_residual
+from .precision import autocast_settings
 from .result import NotConvergedError, sample_norms
 
 
@@ -45,6 +46,7 @@ class _Implicit(torch.autograd.Function):
         ctx: Any, g: Callable[[Tensor], Tensor], options: dict[str, Any], y: Tensor, x: Tensor, *tensors: Tensor
     ) -> Tensor:
         ctx.g, ctx.options = g, options
+        ctx.autocast = autocast_settings(y.device)
         solution = x.view_as(x)
         ctx.save_for_backward(solution, *tensors)
         return solution
@@ -53,34 +55,38 @@ class _Implicit(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            image = ctx.g(x)
-        w = _solve_adjoint(image, x, grad, ctx.options)
+        with ctx.autocast():
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                image = ctx.g(x)
+            w = _solve_adjoint(image, x, grad, ctx.options)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         grads: list[Tensor | None] = [None] * len(tensors)
-        if wanted:
+        if wanted and image.requires_grad:
             inputs = [tensors[i] for i in wanted]
-            found = torch.autograd.grad(image, inputs, -w, allow_unused=True)
+            found = torch.autograd.grad(image, inputs, -w.to(image.dtype), allow_unused=True)
             for i, part in zip(wanted, found, strict=True):
                 grads[i] = part
         return None, None, w, None, *grads
 
 
 def _solve_adjoint(image: Tensor, x: Tensor, grad: Tensor, options: dict[str, Any]) -> Tensor:
-    """W = grad − Jᵀ w, relative to the size of each sample's gradient."""
-    scale = sample_norms(grad).view((-1,) + (1,) * (grad.dim() - 1)).to(grad.dtype)
-    scale = torch.where(scale > 0, scale, 1.0)
+    """W = grad − Jᵀ w, relative to the size of each sample's gradient; samples without a finite one stay without."""
+    if not image.requires_grad:
+        return grad
+    size = sample_norms(grad)
+    finite = torch.isfinite(size)
+    wide = (-1,) + (1,) * (grad.dim() - 1)
+    scale = torch.where(finite & (size > 0), size, 1.0).view(wide)
+    unit = torch.where(finite.view(wide), grad / scale, 0.0).to(grad.dtype)
 
     def transposed(w: Tensor) -> Tensor:
         # A branch that does not depend on x has no Jacobian.
-        (product,) = torch.autograd.grad(image, x, w, retain_graph=True, allow_unused=True)
+        (product,) = torch.autograd.grad(image, x, w.to(image.dtype), retain_graph=True, allow_unused=True)
         return torch.zeros_like(w) if product is None else product
 
-    if not image.requires_grad:
-        return grad
     try:
-        w = invert_residual(transposed, grad / scale, **options, compact=False).x
+        w = invert_residual(transposed, unit, **options, compact=False).x
     except NotConvergedError as error:
         raise NotConvergedError(f"gradient of the inverse: {error}", error.result) from error
-    return w * scale
+    return torch.where(finite.view(wide), w * scale, torch.nan).to(grad.dtype)

@@ -10,9 +10,8 @@ from torch import Tensor
 from ..ops.fixed_point_update import fixed_point_update
 from .result import sample_norms
 
-# Evaluations without a smaller residual after which a sample has stalled. Branches that are not normal matrices can
-# let the residual rise for a while before it falls.
-_PATIENCE = 20
+# Room for rounding above the a-priori bound.
+_SPARE_ITERATIONS = 20
 # Iterations allowed where no Lipschitz constant is known to bound them.
 _MAX_ITERATIONS = 1000
 # A sample whose Picard steps shrink the residual to less than this share is left to them: mixing has little to gain.
@@ -36,6 +35,7 @@ class Iteration:
         tol: relative tolerance.
         lipschitz: proven constant of g, or None.
         max_iterations: limit of accepted steps, or None for the a-priori one.
+        patience: evaluations without a smaller residual after which a sample has stalled.
         mixing: Anderson instead of Picard.
 
     Attributes:
@@ -58,6 +58,7 @@ class Iteration:
         tol: float,
         lipschitz: float | None,
         max_iterations: int | None,
+        patience: int,
         mixing: bool,
     ) -> None:
         self.y = y
@@ -67,6 +68,7 @@ class Iteration:
         self.evaluations = 0
         self._lipschitz = lipschitz
         self._max_iterations = max_iterations
+        self._patience = patience
         self._mixing = mixing
         # Infinite where ‖y‖ overflows, which no residual shows to be reached.
         self._threshold = tol * sample_norms(y).clamp_min(1.0)
@@ -106,10 +108,10 @@ class Iteration:
         factor = 1.0 if self._lipschitz is None else self._lipschitz / (1 - self._lipschitz)
         proven = (factor * self.residual <= self._threshold) & self._reachable
         self._since_best = torch.where(self.residual < self._best, 0, self._since_best + 1)
-        self._best = torch.minimum(self._best, self.residual)
+        self._best = torch.fmin(self._best, self.residual)  # a refused NaN is not the best
         # A mixed iterate that left the domain of g is only refused.
         lost = accepted & ~(self.residual < math.inf)
-        stopped = proven | lost | (self._since_best >= _PATIENCE) | (self.iterations >= self._limit)
+        stopped = proven | lost | (self._since_best >= self._patience) | (self.iterations >= self._limit)
         self.newly_done = stopped & ~self.done
         self.converged = torch.where(self.newly_done, proven, self.converged)
         self.done = self.done | stopped
@@ -122,7 +124,7 @@ class Iteration:
         # After the first evaluation there is nothing to mix with: its ‖f'‖ is infinite.
         may_mix = accepted & (self._is_mixed | (self.residual > _FAST * self._accepted)) & ~self.done
         if self._ever_refused:
-            may_mix = may_mix & self._has_waited(refused)
+            may_mix = may_mix & self._count_down(refused)
         self._is_mixed = may_mix
         self.x = self.following
         if _may_be_any(may_mix):
@@ -136,8 +138,8 @@ class Iteration:
         else:
             self._origin, self._target, self._accepted = self.evaluated, self.following, self.residual
 
-    def _has_waited(self, refused: Tensor) -> Tensor:
-        """Whether a sample's run of Picard steps is over; every refusal doubles the next, every success halves it."""
+    def _count_down(self, refused: Tensor) -> Tensor:
+        """Take one off each run of Picard steps; whether it is over. A refusal doubles the next, success halves it."""
         self._wait = torch.where(refused, self._backoff, (self._wait - 1).clamp_min(0))
         longer, shorter = (2 * self._backoff).clamp_max(_LONGEST_BACKOFF), (self._backoff // 2).clamp_min(1)
         self._backoff = torch.where(refused, longer, torch.where(self._is_mixed, shorter, self._backoff))
@@ -145,12 +147,16 @@ class Iteration:
 
     def _mixed(self) -> Tensor:
         """T − θ(T − T') where a sample is to be mixed, T elsewhere."""
-        step, before = self.following - self.evaluated, self._target - self._origin
-        along = (step * before).sum(dim=tuple(range(1, step.dim())), dtype=self.residual.dtype)
+        dtype = self.residual.dtype
+        step, before = (self.following - self.evaluated).to(dtype), (self._target - self._origin).to(dtype)
+        along = (step * before).sum(dim=tuple(range(1, step.dim())))
         squared = self.residual.square()
         change = squared - 2 * along + self._accepted.square()
-        theta = torch.where(self._is_mixed & (change > 0), (squared - along) / change, 0.0)
-        return torch.lerp(self.following, self._target, theta.view(self._wide).to(self.y.dtype))
+        # Where squares overflow or vanish there is nothing to go by.
+        self._is_mixed = self._is_mixed & (change > 0) & (change < math.inf)
+        theta = torch.where(self._is_mixed, (squared - along) / change, 0.0)
+        mixed = torch.lerp(self.following, self._target, theta.view(self._wide).to(self.y.dtype))
+        return torch.where(self._is_mixed.view(self._wide), mixed, self.following)
 
     def keep(self, mask: Tensor) -> None:
         """Drop the samples outside of the mask; the evaluation before is no longer known."""
@@ -169,7 +175,7 @@ class Iteration:
             return torch.full_like(self.iterations, limit)
         base = math.log(max(self._lipschitz, torch.finfo(torch.float64).tiny))
         needed = torch.log(self._threshold * (1 - self._lipschitz) / self.residual) / base
-        return needed.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp_min(0).ceil().to(torch.int64) + _PATIENCE
+        return needed.nan_to_num(0.0, posinf=0.0, neginf=0.0).clamp_min(0).ceil().to(torch.int64) + _SPARE_ITERATIONS
 
 
 def _may_be_any(mask: Tensor) -> bool:

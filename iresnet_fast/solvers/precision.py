@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,13 @@ def evaluation_precision(x: Tensor) -> Precision:
             coarsest = max(reduced, key=_REDUCED.__getitem__)
             return Precision(f"float32 with {coarsest.upper()} products", _REDUCED[coarsest])
     return Precision(_name(x.dtype), torch.finfo(x.dtype).eps)
+
+
+def autocast_settings(device: torch.device) -> Callable[[], torch.autocast]:
+    """A context that restores the autocast settings of this moment."""
+    kind = device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
 
 
 def _name(dtype: torch.dtype) -> str:

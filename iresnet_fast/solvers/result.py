@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Rounding of one evaluation of y − g(x), in eps of the larger of ‖x‖ and ‖y‖; part of every reported bound.
+ROUNDING = 4
+
 
 def sample_norms(x: Tensor) -> Tensor:
     """Euclidean norm of each sample: (B, ...) to (B,), in float32 for low precision, else in x's dtype."""

@@ -238,7 +238,7 @@ def test_channels_last_is_kept():
 @pytest.mark.parametrize(
     ("y", "options", "error", "message"),
     [
-        (torch.ones(2, 4), {}, ValueError, r"cannot take y of shape \(2, 4\)"),
+        (torch.ones(2, 4), {}, RuntimeError, "mat1 and mat2|size mismatch|shape"),
         (torch.ones(2, 3, dtype=torch.int64), {}, TypeError, "floating point, got torch.int64"),
         (torch.ones(2, 3, dtype=torch.float64), {}, ValueError, r"weights of torch.float32 on .*Remedy: y.to"),
         (torch.ones(2, 3, device="meta"), {}, ValueError, "but y is torch.float32 on meta"),
@@ -248,5 +248,55 @@ def test_channels_last_is_kept():
 )
 def test_bad_input(y, options, error, message):
     block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(3)).eval()
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         block.inverse(y if y.device.type == "meta" else y.to(torch.get_default_device()), **options)
+    if error is RuntimeError:
+        assert caught.value.__notes__ == ["while inverting y of shape (2, 4), which this branch may not take"]
+
+
+def test_gradient_inside_a_surrounding_cache_of_parametrizations():
+    block = mlp_block(4, (6,)).eval()
+    y = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    expected = gradients(lambda y: block.inverse(y, tol=1e-13), y, block)
+    with parametrize.cached():
+        block(y)
+        found = gradients(lambda y: block.inverse(y, tol=1e-13), y, block)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_gradient_of_an_inverse_under_autocast():
+    """The backward evaluates the branch as the inverse did, wherever it is called."""
+    block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(8, (16,), coeff=0.5)).eval()
+    y = torch.randn(6, 8, requires_grad=True)
+    expected = torch.autograd.grad(block.inverse(y).sum(), y)[0]
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
+        x = block.inverse(y, tol=1e-2)
+    (found,) = torch.autograd.grad(x.sum(), y)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_outside_the_range_of_the_padding_nothing_is_certified():
+    chain = irf.nn.InvertibleSequential(irf.nn.InjectivePad(1)).eval()
+    z = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 5e-4]])
+    result = chain.solve_inverse(z)
+    assert result.certified.tolist() == [True, False]
+    assert result.error_bound.isnan().tolist() == [False, True]
+
+
+def test_rounding_of_actnorm_counts_what_cancels():
+    """A bias of 1000 beside values of 1e-3: the subtraction rounds at 1000's own resolution."""
+    actnorm = irf.nn.ActNorm(4)
+    with torch.no_grad():
+        actnorm.bias.fill_(1000.0)
+        actnorm.log_scale.fill_(0.1)
+    chain = irf.nn.InvertibleSequential(actnorm).eval()
+    x = 1e-3 * torch.randn(50, 4, dtype=torch.float64)
+    with torch.no_grad():
+        result = chain.solve_inverse(((x + 1000) * torch.tensor(0.1).double().exp()).float())
+    assert ((result.x.double() - x).norm(dim=1) <= result.error_bound).all()
+
+
+def test_a_chain_takes_no_start():
+    with pytest.raises(TypeError, match="x0 starts the iteration of one block"):
+        small_classifier().inverse(torch.randn(1, 4, 4, 4), x0=torch.zeros(1))

@@ -69,15 +69,21 @@ def test_other_activations(activation):
     assert_same_gradients(plain, recomputing, torch.randn(3, 4, 6, 6).double(), GRADIENT[torch.float64])
 
 
-def test_dropout_is_replayed():
-    plain, recomputing = twins(lambda recompute: convolutional(recompute, dropout=0.3).double().train())
-    x = torch.randn(6, 3, 6, 6).double()
+def random_states():
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state()] if torch.get_default_device().type == "cuda" else states
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_is_replayed(layout):
+    plain, recomputing = twins(lambda recompute: convolutional(recompute, dropout=0.2).double().train())
+    x = torch.randn(6, 3, 6, 6).double().contiguous(memory_format=layout)
     assert_same_gradients(plain, recomputing, x, GRADIENT[torch.float64])
-    # The backward draws nothing from the generator.
+    # The backward draws nothing from the generators.
     y = recomputing(x)
-    before = torch.get_rng_state()
+    before = random_states()
     y.sum().backward()
-    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(random_states(), before, strict=True))
 
 
 def test_gradcheck():
@@ -158,7 +164,7 @@ def saved_bytes(model, x):
 
 
 def test_saved_bytes_do_not_grow_with_depth():
-    """What grows with the batch is the output alone; the rest are the normalised weights."""
+    """What grows with the batch are input and output alone; the rest are the normalised weights."""
     per_sample = {}
     for recompute in (None, "inverse"):
         for depth in (2, 8):
@@ -166,7 +172,8 @@ def test_saved_bytes_do_not_grow_with_depth():
             small, large = (torch.randn(n, 3, 6, 6) for n in (8, 24))
             model(small)
             per_sample[recompute, depth] = (saved_bytes(model, large) - saved_bytes(model, small)) / 16
-    assert per_sample["inverse", 2] == per_sample["inverse", 8] == 4 * 6 * 6 * 4
+    values_in_and_out = (3 + 4) * 6 * 6
+    assert per_sample["inverse", 2] == per_sample["inverse", 8] == 4 * values_in_and_out
     assert per_sample[None, 8] > 3 * per_sample[None, 2]
 
 
@@ -206,6 +213,38 @@ def test_what_cannot_be_recomputed_raises():
     y = chain(torch.randn(4, 6))
     with pytest.raises(irf.NotConvergedError, match="recompute='inverse'.*coeff"):
         y.sum().backward()
+
+
+def test_an_input_that_is_not_recovered_raises():
+    """x − 2 tanh x is not injective: the solver finds another preimage, whose gradient would be wrong."""
+    linear = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(linear.weight, -2.0)
+    branch = nn.Sequential(nn.Tanh(), linear)
+    chain = irf.nn.InvertibleSequential(irf.nn.InvertibleResidualBlock(branch), recompute="inverse").double()
+    y = chain(torch.tensor([[0.5]]).double())
+    with pytest.raises(RuntimeError, match="away from the true one|could not be recomputed"):
+        y.sum().backward()
+    with pytest.raises(ValueError, match="needs branches that contract"):
+        small_classifier(coeff=None, recompute="inverse")
+
+
+def test_low_precision_inputs_are_refused():
+    with pytest.raises(TypeError, match=r"float32 or float64 inputs, got torch.bfloat16"):
+        convolutional("inverse").bfloat16()(torch.randn(2, 3, 6, 6).bfloat16())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_inside_a_surrounding_cache_of_parametrizations(training):
+    plain, recomputing = twins(lambda recompute: convolutional(recompute, n=2).double().train(training))
+    x = torch.randn(4, 3, 6, 6).double()
+    grads = []
+    for model in (plain, recomputing):
+        model(x)
+        with nn.utils.parametrize.cached():
+            (model(x).square().mean() + model(2 * x).square().mean()).backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-8, atol=1e-12)
 
 
 def test_an_output_changed_in_place_is_found_out():

@@ -4,9 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import iresnet_fast as irf
+from iresnet_fast import _extension
 from iresnet_fast.ops import conv_norm
+from iresnet_fast.reference import conv_norm as reference
 from iresnet_fast.reference.conv_operator import ConvGeometry, conv_matrix
 from tests.tolerances import BOUND_TIGHTNESS, NORM_ROUNDING
 
@@ -71,6 +74,27 @@ def test_circular_never_below_dense_norm(data):
             assert bound >= exact * (1 - NORM_ROUNDING)
 
 
+@settings(max_examples=40)
+@given(st.data())
+def test_reflected_and_replicated_padding_never_below_dense_norm(data):
+    mode = data.draw(st.sampled_from(["reflect", "replicate"]))
+    kernel = [data.draw(st.integers(1, 3)) for _ in range(2)]
+    size = [data.draw(st.integers(k, 5)) for k in kernel]
+    padding = [data.draw(st.integers(0, min(3, n - 1 if mode == "reflect" else 3))) for n in size]
+    stride, dilation = ([data.draw(st.integers(1, 2)) for _ in range(2)] for _ in range(2))
+    if any(d * (k - 1) >= n + 2 * p for d, k, n, p in zip(dilation, kernel, size, padding, strict=True)):
+        return
+    weight = torch.randn(2, 2, *kernel, dtype=torch.float64)
+    basis = torch.eye(2 * size[0] * size[1], dtype=torch.float64).view(-1, 2, *size)
+    padded = nn.functional.pad(basis, [padding[1]] * 2 + [padding[0]] * 2, mode=mode)
+    columns = nn.functional.conv2d(padded, weight, stride=stride, dilation=dilation).flatten(1)
+    exact = torch.linalg.matrix_norm(columns, 2)
+    options = {"padding": padding, "padding_mode": mode, "stride": stride, "dilation": dilation}
+    for input_size in (size, None):
+        assert irf.conv_norm_bound(weight, input_size, **options) >= exact * (1 - NORM_ROUNDING)
+    assert not irf.conv_norm_certified(weight, 0.999 * float(exact), size, **options)
+
+
 def test_same_padding_of_even_kernels(route):
     weight = torch.randn(3, 2, 4, 2, dtype=torch.float64)
     exact = dense_norm(weight, (5, 6), ((1, 2), (0, 1)))
@@ -132,12 +156,83 @@ def test_gradcheck():
     [
         ({"padding": -1}, "padding"),
         ({"padding": "full"}, "'same' or 'valid'"),
-        ({"padding_mode": "reflect"}, "'zeros', 'circular'"),
+        ({"padding_mode": "mirror"}, "'zeros', 'circular', 'reflect', 'replicate'"),
+        ({"padding": 4, "padding_mode": "reflect"}, "too large for reflect .* at most one less than its size"),
         ({"dilation": 4}, "too small"),
         ({"padding": 1.5}, "padding must be an int or 2 ints"),
-        ({"padding": 5, "padding_mode": "circular"}, "more than once"),
+        ({"padding": 5, "padding_mode": "circular"}, "too large for circular .* at most its size"),
     ],
 )
 def test_bad_input(options, message):
     with pytest.raises(ValueError, match=message):
         irf.conv_norm_bound(torch.randn(2, 2, 3, 3), (4, 4), **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "options"),
+    [
+        ((8, 8, 3, 3), (16, 16), {}),
+        ((6, 8, 3, 3), (9, 11), {}),
+        ((16, 2, 3, 3), (12, 12), {"groups": 4}),
+        ((7, 5, 2, 4), (20, 20), {"dilation": (2, 1)}),
+        ((5, 3, 3, 3), (16, 16), {"stride": 2}),
+        ((9, 4, 5), (64,), {}),
+        ((33, 40, 1, 1), (24, 24), {}),
+    ],
+)
+def test_certificate_decides_within_a_thousandth(device, shape, size, options):
+    weight = torch.randn(shape, dtype=torch.float64, device=device)
+    options = {"padding_mode": "circular", "padding": "same", **options}
+    if options.get("stride", 1) != 1:
+        options["padding"] = 1
+    bound = float(irf.conv_norm_bound(weight, size, **options))
+    for scale in (1.0, 1e-150, 1e120):
+        assert irf.conv_norm_certified(scale * weight, 1.001 * scale * bound, size, **options)
+        assert not irf.conv_norm_certified(scale * weight, 0.999 * scale * bound, size, **options)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (20, 20), None])
+def test_certificate_never_accepts_less_than_the_dense_norm(size, route):
+    weight = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    at = size or (6, 6)
+    exact = float(dense_norm(weight, at, ((1, 1), (1, 1))))
+    assert not irf.conv_norm_certified(weight, 0.9999 * exact, size, padding=1)
+    assert irf.conv_norm_certified(
+        weight, 1.0001 * float(irf.conv_norm_bound(weight, size, padding=1)), size, padding=1
+    )
+
+
+def test_certificate_takes_any_floating_dtype():
+    weight = torch.randn(4, 4, 3, 3)
+    bound = float(irf.conv_norm_bound(weight, (24, 24), padding=1))
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert irf.conv_norm_certified(weight.to(dtype), 1.1 * bound, (24, 24), padding=1)
+        assert not irf.conv_norm_certified(weight.to(dtype), 0.9 * bound, (24, 24), padding=1)
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan"), float("inf"), "1", True])
+def test_certificate_needs_a_positive_tau(tau):
+    with pytest.raises(ValueError, match="tau must be a positive number"):
+        irf.conv_norm_certified(torch.randn(2, 2, 3, 3), tau, (8, 8))
+
+
+@pytest.mark.skipif(not _extension.defines("conv_norm_below"), reason="needs the compiled extension")
+def test_certificate_of_the_extension_agrees_with_the_reference():
+    for shape, grid, stride, groups in (((6, 5, 3, 3), (8, 8), (1, 1), 1), ((8, 2, 3, 3), (8, 6), (2, 2), 2)):
+        weight = torch.randn(shape, dtype=torch.float64)
+        norm = float(irf.conv_singular_values(weight, grid, stride=stride, groups=groups).amax())
+        for tau in (0.999 * norm, 1.001 * norm):
+            problem = (weight, grid, stride, (1, 1), groups, tau, 1e-12)
+            found = torch.ops.iresnet_fast.conv_norm_below(*problem)
+            assert bool(found) == bool(reference.conv_norm_below(*problem)) == (tau > norm)
+            torch.library.opcheck(torch.ops.iresnet_fast.conv_norm_below.default, problem)
+
+
+def test_gradient_takes_one_singular_pair():
+    """At sizes that are not formed, and with stride and groups: against finite differences."""
+    weight = torch.randn(4, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    for options in ({"padding": 1}, {"padding": 1, "padding_mode": "replicate"}, {"stride": 2, "groups": 2}):
+        assert torch.autograd.gradcheck(lambda w, o=options: irf.conv_norm_bound(w, (24, 20), **o), weight)
+    bound = irf.conv_norm_bound(weight, (24, 20), padding=1)
+    bound.backward()
+    assert weight.grad.shape == weight.shape

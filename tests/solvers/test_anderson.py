@@ -93,10 +93,36 @@ def test_a_mixed_step_out_of_the_domain_is_only_refused():
     assert (result.evaluations - result.iterations).tolist() == [1, 0, 0, 0, 0]
 
 
-def test_low_precision():
+def test_a_refused_nan_does_not_stall_a_slow_sample():
+    calls = []
+    linear = orthogonal(64, 0.97)
+
+    def g(x):
+        calls.append(x)
+        image = linear(x)
+        image[0] += torch.nan if len(calls) == 3 else 0.0
+        return image
+
+    y = torch.randn(2, 64, dtype=torch.float64)
+    assert invert_residual(g, y, tol=TOL, lipschitz=0.97).converged.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(dtype):
     g = orthogonal(16, 0.5)
-    y = torch.randn(8, 16, dtype=torch.bfloat16)
-    result = invert_residual(lambda x: g(x.double()).bfloat16(), y, tol=0.05, lipschitz=0.5)
-    assert result.x.dtype == torch.bfloat16
+    x = torch.randn(8, 16, dtype=torch.float64)
+    tol = 0.05
+    result = invert_residual(lambda x: g(x.double()).to(dtype), (x + g(x)).to(dtype), tol=tol, lipschitz=0.5)
+    assert result.x.dtype == dtype
     assert result.residual.dtype == torch.float32
     assert result.converged.all()
+    error = sample_norms(result.x.double() - x)
+    assert (error <= result.error_bound.double()).all()
+
+
+def test_squares_beyond_float16_do_not_spoil_the_mixing():
+    y = torch.full((1, 4), 5000.0, dtype=torch.float16)
+    for method in ("anderson", "picard"):
+        result = invert_residual(lambda x: 0.9 * x, y, tol=1e-2, lipschitz=0.9, method=method)
+        assert result.converged.all()
+        assert (result.x.double() * 1.9 - 5000).abs().max() <= 0.02 * 5000

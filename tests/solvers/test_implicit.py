@@ -90,6 +90,16 @@ def test_adjoint_that_does_not_converge_raises():
         x.sum().backward()
 
 
+def test_a_gradient_that_is_not_finite_stays_with_its_sample(problem):
+    y, weight = problem
+    v = torch.randn_like(y)
+    (expected,) = torch.autograd.grad(solve(y, weight), y, v)
+    v[1, 2] = float("inf")
+    (found,) = torch.autograd.grad(solve(y, weight), y, v)
+    assert found[1].isnan().all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+
+
 def test_empty_batch():
     y = torch.zeros(0, 4, requires_grad=True)
     attach_gradient(lambda x: 0.5 * x, y, y.detach(), []).sum().backward()

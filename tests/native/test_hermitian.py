@@ -1,0 +1,79 @@
+"""The C++ algorithms on their own, and the whole extension, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+# Shapes with every option, both drivers and the certificate; exits with an error where a value is wrong.
+EXERCISE = """
+import torch
+import iresnet_fast as irf
+from iresnet_fast import _extension
+assert _extension.loaded, _extension.missing_reason
+torch.manual_seed(0)
+for shape, size, options in [
+    ((4, 3, 3, 3), (6, 5), {}), ((3, 5, 2, 4), (7, 7), {"dilation": 2}), ((6, 2, 3, 3), (4, 6), {"groups": 2}),
+    ((5, 4, 3, 3), (6, 6), {"stride": 2}), ((2, 2, 9), (5,), {}), ((3, 2, 2, 2, 2), (3, 3, 2), {}),
+    ((70, 33, 1, 1), (4, 4), {}), ((1, 1, 1), (1,), {}),
+]:
+    weight = torch.randn(shape, dtype=torch.float64)
+    values = irf.conv_singular_values(weight, size, **options)
+    exact = irf.conv_singular_values(weight, size, driver="svd", **options)
+    assert (values - exact).abs().max() <= 3e-8 * exact.max(), shape
+    irf.ops.conv_symbol(weight, size, **options)
+    norm = float(exact.max())
+    for tau in (0.999 * norm, 1.001 * norm):
+        unit = (weight, list(size), *([options.get(key, 1)] * len(size) for key in ("stride", "dilation")))
+        proven = torch.ops.iresnet_fast.conv_norm_below(*unit, options.get("groups", 1), tau, 1e-12)
+        assert bool(proven) == (tau > norm), (shape, tau, norm)
+"""
+
+
+def test_algorithms(tmp_path):
+    program = tmp_path / "hermitian_test"
+    source = ROOT / "tests" / "native" / "hermitian_test.cpp"
+    flags = ["-O1", "-g", "-std=c++20", "-fno-math-errno", "-Wno-psabi", f"-I{ROOT / 'csrc'}"]
+    subprocess.run(["g++", *flags, *SANITIZE, str(source), "-o", str(program)], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.full
+def test_extension(tmp_path):
+    """The package, built with the sanitizers in a folder of its own."""
+    build, objects = tmp_path / "build", tmp_path / "objects"
+    plain = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "iresnet_fast", build / "iresnet_fast", ignore=plain)
+    flags = " ".join(SANITIZE)
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        build,
+        "--build-temp",
+        tmp_path / "objects",
+    ]
+    environment = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": flags, "MAX_JOBS": "2"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    (library,) = (build / "iresnet_fast").glob("*.so")
+    assert b"__asan_init" in library.read_bytes()
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = {**os.environ, "LD_PRELOAD": ":".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(
+        [sys.executable, "-c", EXERCISE], cwd=build, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
