@@ -12,6 +12,7 @@
 #include <string>
 
 TORCH_LIBRARY(iresnet_fast, m) {
+  m.def("fixed_point_update(Tensor y, Tensor image, Tensor x) -> (Tensor, Tensor)");
   m.def("conv_symbol(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "

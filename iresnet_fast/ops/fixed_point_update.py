@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _extension
 from ..reference.fixed_point_update import fixed_point_update as reference
 from ._backend import Op, register
 
@@ -14,8 +15,8 @@ from ._backend import Op, register
 def fixed_point_update(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The next iterate y − g(x), and the residual ‖y − g(x) − x‖ of each sample, in one pass over memory.
 
-    The epilogue of every fixed-point iteration (Behrmann et al. 2019, Algorithm 1). On CUDA a Triton kernel; sums are
-    taken in a fixed order.
+    The epilogue of every fixed-point iteration (Behrmann et al. 2019, Algorithm 1). On CUDA a Triton kernel, on a
+    CPU C++ (float32 and float64); sums are taken in a fixed order.
 
     Args:
         y: (B, ...) outputs of the block, of floating point.
@@ -44,19 +45,26 @@ def fixed_point_update(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Ten
                 f"{name} must match y: {tuple(y.shape)}, {y.dtype} on {y.device}; got {tuple(other.shape)}, "
                 f"{other.dtype} on {other.device}"
             )
-    if OP.choose(y.device) == "triton" and y.numel() > 0:
+    backend = OP.choose(y.device)
+    if y.numel() > 0 and (backend == "triton" or (backend == "extension" and y.dtype in _COMPILED_DTYPES)):
         following, residual = torch.ops.iresnet_fast.fixed_point_update(y, image, x)
         return following, residual
     return reference(y, image, x)
 
 
-@torch.library.custom_op("iresnet_fast::fixed_point_update", mutates_args=())
-def _op(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    following, residual = reference(y, image, x)
-    return following.contiguous(memory_format=_layout(y)), residual
+_NAME = "iresnet_fast::fixed_point_update"
+_COMPILED_DTYPES = (torch.float32, torch.float64)
+
+if not _extension.defines("fixed_point_update"):
+    torch.library.define(_NAME, "(Tensor y, Tensor image, Tensor x) -> (Tensor, Tensor)")
+
+    @torch.library.impl(_NAME, "cpu")
+    def _eager(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        following, residual = reference(y, image, x)
+        return following.contiguous(memory_format=_layout(y)), residual
 
 
-@_op.register_kernel("cuda")
+@torch.library.impl(_NAME, "cuda")
 def _launch(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     from ..kernels.fixed_point_update import launch_fixed_point_update  # noqa: PLC0415  (needs Triton)
 
@@ -65,7 +73,7 @@ def _launch(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return launch_fixed_point_update(*(part.contiguous(memory_format=layout) for part in (y, image, x)))
 
 
-@_op.register_fake
+@torch.library.register_fake(_NAME)
 def _fake(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     residual = y.new_empty((y.shape[0],), dtype=torch.promote_types(y.dtype, torch.float32))
     return torch.empty_like(y, memory_format=_layout(y)), residual
@@ -85,7 +93,7 @@ def _backward(ctx: Any, grad_following: Tensor, grad_residual: Tensor) -> tuple[
     return total, -total, -along
 
 
-_op.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context)
 
 
 def _layout(y: Tensor) -> torch.memory_format:
@@ -106,7 +114,7 @@ def _self_test(device: torch.device) -> float:
 OP = register(
     Op(
         "fixed_point_update",
-        {"cpu": ("reference",), "cuda": ("triton", "reference")},
+        {"cpu": ("extension", "reference"), "cuda": ("triton", "reference")},
         _self_test,
         self_test_tolerance=1e-6,
     )

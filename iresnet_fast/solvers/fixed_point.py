@@ -167,7 +167,7 @@ class _Record:
         self._y = y
         self._takes_following = takes_following
         norms = sample_norms(y)
-        self._x = y.clone()
+        self._x = y
         self._residual = torch.full_like(norms, math.inf)
         self._iterations = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         self._evaluations = torch.zeros_like(self._iterations)
@@ -178,6 +178,8 @@ class _Record:
         if len(positions) == len(self._y):  # all at once: nothing to move
             self._x = self._solution(iteration)
         else:
+            if self._x is self._y:
+                self._x = self._y.clone()
             self._x[positions] = self._solution(iteration)[stopped]
         self._residual[positions] = iteration.residual[stopped]
         self._iterations[positions] = iteration.iterations[stopped]
@@ -201,7 +203,7 @@ class _Record:
         exact = precision.eps <= torch.finfo(self._y.dtype).eps
         proven = lipschitz is not None and exact
         return InverseResult(
-            x=self._x,
+            x=self._x if self._x is not self._y else self._y.clone(),
             residual=self._residual,
             error_bound=self._error_bound(lipschitz, precision.eps),
             iterations=self._iterations,

@@ -62,7 +62,7 @@ def test_extension(tmp_path):
         "--build-lib",
         build,
         "--build-temp",
-        tmp_path / "objects",
+        objects,
     ]
     environment = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": flags, "MAX_JOBS": "2"}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
