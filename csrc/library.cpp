@@ -11,6 +11,8 @@
 #include <map>
 #include <string>
 
+#include "common/interrupt.h"
+
 TORCH_LIBRARY(iresnet_fast, m) {
   m.def("fixed_point_update(Tensor y, Tensor image, Tensor x) -> (Tensor, Tensor)");
   m.def("conv_symbol(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups) -> Tensor");
@@ -20,6 +22,11 @@ TORCH_LIBRARY(iresnet_fast, m) {
   m.def(
       "conv_norm_below(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, float bound, float margin) "
       "-> Tensor");
+}
+
+void iresnet_fast::check_interrupt() {
+  const pybind11::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
 }
 
 namespace {

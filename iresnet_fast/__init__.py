@@ -13,7 +13,7 @@ except ModuleNotFoundError:
     raise ImportError(_message) from None
 
 from . import models, nn, ops, solvers
-from .certificate import Certificate, certify, enforce, register_lipschitz
+from .certificate import Certificate, certify, enforce, layer_spectra, register_lipschitz, spectra_to_markdown
 from .ops import conv_norm_bound, conv_norm_certified, conv_singular_values
 from .solvers import InverseResult, NotConvergedError
 
@@ -28,9 +28,11 @@ __all__ = [
     "conv_norm_certified",
     "conv_singular_values",
     "enforce",
+    "layer_spectra",
     "models",
     "nn",
     "ops",
     "register_lipschitz",
     "solvers",
+    "spectra_to_markdown",
 ]

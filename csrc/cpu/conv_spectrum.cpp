@@ -14,6 +14,7 @@
 #include <functional>
 #include <vector>
 
+#include "common/interrupt.h"
 #include "common/spectrum.h"
 #include "cpu/conv_symbol.h"
 #include "cpu/gram.h"
@@ -25,6 +26,20 @@ namespace {
 
 // Matrices of a larger order leave the caches, where LAPACK's blocked reduction is faster.
 constexpr int64_t kLargestOrder = 640;
+
+// Parallel over [0, count) in slices of less than a second, between which Ctrl-C is heard.
+template <typename Work>
+void parallel_in_slices(int64_t count, double flops_each, const Work& work) {
+  constexpr double kSliceFlops = 1e10;
+  const int64_t slice = std::max<int64_t>(at::get_num_threads(), static_cast<int64_t>(kSliceFlops / flops_each));
+  for (int64_t first = 0; first < count; first += slice) {
+    at::parallel_for(first, std::min(count, first + slice), 1, work);
+    check_interrupt();
+  }
+}
+
+// Operations of a complex Hermitian eigenvalue problem of order n, most of them in its reduction.
+double eigenvalue_flops(int64_t n) { return 16.0 / 3 * n * n * n + 1; }
 
 // Splits the distinct frequencies into groups of kLanes, the last filled up by repeating its last frequency.
 class FrequencyGroups {
@@ -49,7 +64,7 @@ void values_by_gram(const GramSource& source, const FrequencyGroups& frequencies
   const int64_t n = source.order(), width = channels * n;
   const int64_t pairs = (frequencies.size() + kPairs - 1) / kPairs;
   std::atomic<bool> wrong{false};
-  at::parallel_for(0, pairs * channels, 1, [&](int64_t begin, int64_t end) {
+  parallel_in_slices(pairs * channels, kPairs * kLanes * eigenvalue_flops(n), [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
     HermitianGroup matrices(n);
     Packed<Pack> diagonal(n), off_squared(n), d(n * kPairs), e(n * kPairs);
@@ -94,7 +109,8 @@ void values_by_aten(const at::Tensor& taps, const SymbolProblem& problem, const 
   const int64_t by_memory = std::max<int64_t>(1, kChunkBytes / problem.bytes_per_frequency());
   const int64_t by_threads = std::max<int64_t>(1, count / (4 * at::get_num_threads()));
   const int64_t chunk = std::min(by_memory, by_threads);
-  at::parallel_for(0, (count + chunk - 1) / chunk, 1, [&](int64_t begin, int64_t end) {
+  const double flops = chunk * problem.groups * 4 * eigenvalue_flops(problem.rank());
+  parallel_in_slices((count + chunk - 1) / chunk, flops, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
     for (int64_t first = begin * chunk; first < std::min(count, end * chunk); first += chunk) {
       const int64_t size = std::min(chunk, count - first);
@@ -139,7 +155,7 @@ at::Tensor conv_norm_below(const at::Tensor& weight, at::IntArrayRef grid, at::I
   const int64_t n = source.order();
   const Pack shift = splat(bound * bound - margin);
   std::atomic<bool> proven{true};
-  at::parallel_for(0, frequencies.size() * groups, 1, [&](int64_t begin, int64_t end) {
+  parallel_in_slices(frequencies.size() * groups, kLanes * eigenvalue_flops(n) / 4, [&](int64_t begin, int64_t end) {
     const at::NoGradGuard no_grad;
     HermitianGroup matrices(n);
     for (int64_t item = begin; item < end && proven; ++item) {

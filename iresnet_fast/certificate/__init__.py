@@ -3,5 +3,16 @@
 from .certify import certify, enforce
 from .lipschitz import register_lipschitz
 from .result import BlockBound, Certificate, LayerBound
+from .spectra import LayerSpectrum, layer_spectra, spectra_to_markdown
 
-__all__ = ["BlockBound", "Certificate", "LayerBound", "certify", "enforce", "register_lipschitz"]
+__all__ = [
+    "BlockBound",
+    "Certificate",
+    "LayerBound",
+    "LayerSpectrum",
+    "certify",
+    "enforce",
+    "layer_spectra",
+    "register_lipschitz",
+    "spectra_to_markdown",
+]

@@ -7,6 +7,7 @@ singular values (:func:`iresnet_fast.conv_norm_bound`) of the weights in use, in
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,11 @@ _CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 _MARGIN = 1e-6
 _ENFORCE_ROUNDS = 4
 
+Progress = Callable[[int, int, str], None]
+
 
 @torch.no_grad()
-def certify(model: nn.Module) -> Certificate:
+def certify(model: nn.Module, *, progress: Progress | None = None) -> Certificate:
     """Prove, where possible, that a model's residual blocks are invertible; changes no weight.
 
     Every proven bound of a block is attached to it, so that its inverse is certified per sample until a weight
@@ -46,6 +49,7 @@ def certify(model: nn.Module) -> Certificate:
     Args:
         model: an invertible module, or any module that contains some; what lies outside of them (a classification
             head) is not judged.
+        progress: called after each residual block or link between them as ``progress(done, in all, its name)``.
 
     Returns:
         The :class:`Certificate`; ``guaranteed`` is the verdict.
@@ -75,7 +79,12 @@ def certify(model: nn.Module) -> Certificate:
         if not module.training and find_spectral_norm(module):
             _ = module.weight  # u and v are fitted to a changed weight here rather than at its next use
     with frozen_state(model):
-        links = [_link(name, module) for chain in scope for name, module in _links(*chain)]
+        parts = [part for chain in scope for part in _links(*chain)]
+        links = []
+        for name, module in parts:
+            links.append(_link(name, module))
+            if progress is not None:
+                progress(len(links), len(parts), name)
     blocks = tuple(link.block for link in links if link.block is not None)
     obstacles = tuple(obstacle for link in links for obstacle in link.obstacles)
     guaranteed = all(link.inverse_lipschitz is not None for link in links)
@@ -91,7 +100,7 @@ def certify(model: nn.Module) -> Certificate:
 
 
 @torch.no_grad()
-def enforce(model: nn.Module) -> Certificate:
+def enforce(model: nn.Module, *, progress: Progress | None = None) -> Certificate:
     """Rescale every spectrally normalised weight whose proven norm exceeds its coeff, and certify again.
 
     Afterwards the stored weights themselves have norms of at most coeff. The new certificate can still say no: for
@@ -99,6 +108,7 @@ def enforce(model: nn.Module) -> Certificate:
 
     Args:
         model: as for :func:`certify`.
+        progress: as for :func:`certify`, which comes last.
 
     Returns:
         The certificate of the rescaled model.
@@ -129,7 +139,7 @@ def enforce(model: nn.Module) -> Certificate:
                 break
             effective = effective * ((norm.coeff / bound) * (1 - margin))
             original.copy_(effective)  # type: ignore[operator]
-    return certify(model)
+    return certify(model, progress=progress)
 
 
 @dataclass(frozen=True)

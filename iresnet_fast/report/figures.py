@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..certificate import Certificate
+from ..certificate import Certificate, LayerSpectrum
 from .convergence import BlockConvergence
 
 if TYPE_CHECKING:
@@ -82,6 +82,27 @@ def draw_convergence(curves: Sequence[BlockConvergence], path: Path) -> None:
     axis.set_ylabel("largest relative error ‖xₙ − x‖ / ‖x‖")
     axis.set_title("Inverting each block: measured error, and the bound that is proven", fontsize=11)
     axis.set_ylim(1e-16, None)
+    axis.legend(frameon=False, fontsize=9)
+    axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=130)
+
+
+def draw_spectra(spectra: Sequence[LayerSpectrum], path: Path) -> None:
+    """Singular values of every layer, each curve from its largest to its smallest, against the coefficient."""
+    figure = new_figure(7.0, 4.0)
+    axis = figure.subplots()
+    for index, layer in enumerate(spectra):
+        values = layer.values.clamp_min(1e-12).numpy()
+        share = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
+        label = "one line per layer" if index == 0 else None
+        axis.plot(share, values, color=_BLUE, alpha=0.5, lw=1.1, label=label)
+    for coeff in sorted({layer.coeff for layer in spectra}):
+        axis.axhline(coeff, color=_ORANGE, lw=1.3, ls="--", label=f"coeff = {coeff:g}")
+    axis.set_yscale("log")
+    axis.set_ylim(1e-3, None)
+    axis.set_xlabel("singular values of the layer, largest first (% of them)")
+    axis.set_ylabel("singular value (circular padding)")
+    axis.set_title("Spectra of the normalised layers", fontsize=11)
     axis.legend(frameon=False, fontsize=9)
     axis.grid(alpha=0.25)
     figure.savefig(path, dpi=130)

@@ -1,6 +1,10 @@
 """Exact singular values against the dense operator's, option by option."""
 
 import math
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -183,3 +187,41 @@ def test_independent_of_thread_count():
 def test_bad_input(weight, size, options, error, message):
     with pytest.raises(error, match=message):
         irf.conv_singular_values(weight, size, **options)
+
+
+@pytest.mark.full
+@needs_extension
+def test_control_c_is_heard_in_the_middle():
+    """512 channels at 32×32 take many seconds; the interrupt ends them within a few."""
+    program = (
+        "import torch, iresnet_fast as irf\n"
+        "weight = torch.randn(512, 512, 3, 3)\n"
+        "print('ready', flush=True)\n"
+        "irf.conv_singular_values(weight, (32, 32))\n"
+        "print('finished', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert "finished" not in out
+    assert "KeyboardInterrupt" in err
+
+
+@pytest.mark.full
+@needs_extension
+def test_memory_is_bounded():
+    """512 channels at 32×32: 514 complex matrices are 2.2 GB, but few of them exist at a time."""
+    program = (
+        "import resource, torch, iresnet_fast as irf\n"
+        "weight = torch.randn(512, 512, 3, 3)\n"
+        "irf.conv_norm_certified(torch.randn(8, 8, 3, 3), 1.0, (32, 32))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "irf.conv_singular_values(weight, (32, 32))\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2.0
