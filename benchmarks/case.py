@@ -37,6 +37,7 @@ class Provider:
         missing: why it cannot run here, None where it can.
         oracle: the float64 answer for one input, where it is not the problem's.
         counts: what its output says that it took, by name, as {"evaluations": 12}; shown beside the times.
+        work: for its floor, where it does another job than the problem's.
         peer: another library, whose failure is a finding rather than a fault of the run.
     """
 
@@ -47,6 +48,7 @@ class Provider:
     missing: str | None = None
     oracle: Callable[[Any], Tensor] | None = None
     counts: Callable[[Any], dict[str, float]] = lambda output: {}
+    work: Work | None = None
     peer: bool = False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from . import machine
-from .case import Problem, Promise, Provider
+from .case import Problem, Promise, Provider, Work
 
 # Rounds in which every provider runs once; more until the budget of seconds is spent.
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 200
@@ -77,9 +77,9 @@ def measure(case: str, problem: Problem, device: torch.device, budget: float) ->
             (row, provider) for row, provider in zip(rows, problem.providers, strict=True) if row.status == "measured"
         ]
         _time(able, problem, device, budget)
-        floor = _floor(problem, device)
+        floors = [_floor(provider.work or problem.work, device) for provider in problem.providers]
     baseline = next((row.wall for row in rows if row.wall is not None), None)
-    for row in rows:
+    for row, floor in zip(rows, floors, strict=True):
         row.threads = problem.threads or torch.get_num_threads()
         row.floor = floor
         if row.wall is not None:
@@ -153,12 +153,12 @@ def _timed_run(provider: Provider, inputs: Any, device: torch.device) -> tuple[f
     return wall, time.process_time() - cpu
 
 
-def _floor(problem: Problem, device: torch.device) -> float | None:
-    if problem.work is None:
+def _floor(work: Work | None, device: torch.device) -> float | None:
+    if work is None:
         return None
     threads = torch.get_num_threads()
-    computing = problem.work.flops / machine.matrix_rate(device.type, threads, problem.work.dtype)
-    moving = problem.work.bytes / machine.bandwidth(device.type, threads)
+    computing = work.flops / machine.matrix_rate(device.type, threads, work.dtype)
+    moving = work.bytes / machine.bandwidth(device.type, threads)
     return max(computing, moving)
 
 
