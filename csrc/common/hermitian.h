@@ -147,7 +147,8 @@ IRESNET_FAST_INLINE void tridiagonalize(Entry* a, int64_t n, TridiagonalScratch 
 
 // Eigenvalues of real symmetric tridiagonal matrices by the QL iteration without square roots of Pal, Walker and Kahan
 // (as in LAPACK's dsterf), Groups packs at a time; the diagonal is overwritten by them, in no order. Lanes that have
-// converged at an index are left alone while the others go on. Returns whether all converged.
+// converged at an index are left alone while the others go on. Fourth powers of the entries are formed: they must be in
+// range. Returns whether all converged.
 template <int Groups>
 IRESNET_FAST_INLINE bool tridiagonal_eigenvalues(Pack* d, Pack* e, int64_t n) {
   constexpr double kNegligible = 1e-18;  // off-diagonals of this share of the norm are zero; well below rounding

@@ -27,7 +27,7 @@ namespace {
 // Matrices of a larger order leave the caches, where LAPACK's blocked reduction is faster.
 constexpr int64_t kLargestOrder = 640;
 
-// Parallel over [0, count) in slices of less than a second, between which Ctrl-C is heard.
+// Parallel over [0, count) in slices, of less than a second up to order 640, between which Ctrl-C is heard.
 template <typename Work>
 void parallel_in_slices(int64_t count, double flops_each, const Work& work) {
   constexpr double kSliceFlops = 1e10;
@@ -58,6 +58,28 @@ class FrequencyGroups {
   std::vector<int64_t> index_;
 };
 
+// Scale the matrices of lanes whose entries' fourth powers would leave the range of a double, by a power of two that is
+// returned; groups of channels can differ by any factor.
+Pack bring_into_range(HermitianGroup& matrices) {
+  Pack trace = splat(0), scale = splat(1);
+  for (int64_t i = 0; i < matrices.order(); ++i) trace += matrices.matrix()[entry_index(i, i)].re;
+  bool needed = false;
+  for (int lane = 0; lane < kLanes; ++lane)
+    if (trace[lane] > 0 && (trace[lane] < 1e-60 || trace[lane] > 1e60)) {
+      int exponent = 0;
+      std::frexp(trace[lane], &exponent);
+      scale[lane] = std::ldexp(1.0, std::clamp(exponent, -1000, 1000));
+      needed = true;
+    }
+  if (!needed) return scale;
+  const Pack inverse = splat(1) / scale;
+  for (int64_t i = 0; i < matrices.entries(); ++i) {
+    matrices.matrix()[i].re *= inverse;
+    matrices.matrix()[i].im *= inverse;
+  }
+  return scale;
+}
+
 // out: (count, groups * order) singular values at the distinct frequencies, not yet in order.
 void values_by_gram(const GramSource& source, const FrequencyGroups& frequencies, int64_t channels, int64_t count,
                     double* out) {
@@ -72,9 +94,11 @@ void values_by_gram(const GramSource& source, const FrequencyGroups& frequencies
     for (int64_t item = begin; item < end && !wrong; ++item) {
       const int64_t channel = item % channels, first = item / channels * kPairs;
       std::vector<Invariants> invariants;
+      Pack scales[kPairs];
       for (int pair = 0; pair < kPairs; ++pair) {
         if (first + pair < frequencies.size()) {  // else the group before is solved once more beside itself
           source.fill(frequencies.of(first + pair), channel, matrices);
+          scales[pair] = bring_into_range(matrices);
           invariants.emplace_back(matrices.matrix(), n);
           matrices.tridiagonalize(diagonal.data(), off_squared.data());
         }
@@ -89,7 +113,7 @@ void values_by_gram(const GramSource& source, const FrequencyGroups& frequencies
           for (int64_t i = 0; i < n; ++i) values[i] = d[i * kPairs + pair][lane];
           if (!invariants[pair].match(lane, values.data(), n)) wrong = true;
           double* to = out + ((first + pair) * kLanes + lane) * width + channel * n;
-          for (int64_t i = 0; i < n; ++i) to[i] = std::sqrt(std::max(values[i], 0.0));
+          for (int64_t i = 0; i < n; ++i) to[i] = std::sqrt(std::max(values[i], 0.0) * scales[pair][lane]);
         }
     }
   });

@@ -13,31 +13,28 @@
 namespace iresnet_fast {
 namespace {
 
-// Values that are summed up in the working precision before they join the sum of their sample: short enough to lose
-// nothing that shows, long enough for the loop to be one of vectors.
-constexpr int64_t kRun = 1024;
-
+// Squares are summed in double precision: in float32 they would underflow where a residual is as small as it should be.
 template <typename scalar_t>
 void update_sample(const scalar_t* __restrict__ y, const scalar_t* __restrict__ image, const scalar_t* __restrict__ x,
                    scalar_t* __restrict__ following, scalar_t* residual, int64_t size) {
-  double total = 0;
-  for (int64_t first = 0; first < size; first += kRun) {
-    const int64_t last = std::min(size, first + kRun);
-    scalar_t sums[8] = {};
-    int64_t i = first;
-    for (; i + 8 <= last; i += 8)
-      for (int lane = 0; lane < 8; ++lane) {
-        const scalar_t next = y[i + lane] - image[i + lane], step = next - x[i + lane];
-        following[i + lane] = next;
-        sums[lane] += step * step;
-      }
-    for (; i < last; ++i) {
-      const scalar_t next = y[i] - image[i], step = next - x[i];
-      following[i] = next;
-      sums[0] += step * step;
+  constexpr int kSums = 8;  // a fixed order, and independent chains of additions
+  double sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums <= size; i += kSums)
+    for (int lane = 0; lane < kSums; ++lane) {
+      const scalar_t next = y[i + lane] - image[i + lane];
+      const double step = next - x[i + lane];
+      following[i + lane] = next;
+      sums[lane] += step * step;
     }
-    for (const scalar_t sum : sums) total += sum;
+  for (; i < size; ++i) {
+    const scalar_t next = y[i] - image[i];
+    const double step = next - x[i];
+    following[i] = next;
+    sums[0] += step * step;
   }
+  double total = 0;
+  for (const double sum : sums) total += sum;
   *residual = static_cast<scalar_t>(std::sqrt(total));
 }
 

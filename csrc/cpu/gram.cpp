@@ -28,7 +28,14 @@ GramSource::GramSource(const at::Tensor& weight, const SymbolProblem& problem, i
   for (int axis = 0; axis < kMaxAxes; ++axis) shifts *= 2 * problem.shape.kernel[axis] - 1;
   const int64_t pairs_of_taps = problem.taps * (problem.taps + 1);
   const int64_t bytes = problem.groups * order_ * (order_ + 1) / 2 * shifts * 8;
-  if (problem.aliases == 1 && pairs_of_taps <= 8 * frequencies && bytes <= kCoefficientBytes) correlate(weight);
+  // Taps that wrap onto each other may cancel, in the symbol to the last bit, in the autocorrelation to rounding.
+  bool apart = true;
+  for (int axis = 0; axis < kMaxAxes; ++axis) {
+    const int64_t n = problem.shape.grid[axis], step = problem.shape.dilation[axis] % n;
+    for (int64_t tap = 1; tap < problem.shape.kernel[axis]; ++tap) apart = apart && tap * step % n != 0;
+  }
+  const bool cheaper = pairs_of_taps <= 8 * frequencies && bytes <= kCoefficientBytes;
+  if (problem.aliases == 1 && apart && cheaper) correlate(weight);
 }
 
 void GramSource::correlate(const at::Tensor& weight) {

@@ -2,6 +2,7 @@
 // time.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -14,7 +15,8 @@ namespace iresnet_fast {
 template <typename T>
 class Packed {
  public:
-  explicit Packed(int64_t size) : memory_(static_cast<T*>(std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64))) {
+  explicit Packed(int64_t size)
+      : memory_(static_cast<T*>(std::aligned_alloc(64, (std::max<int64_t>(size, 1) * sizeof(T) + 63) / 64 * 64))) {
     if (!memory_) throw std::bad_alloc();
   }
   T* data() { return memory_.get(); }

@@ -28,7 +28,7 @@ struct Invariants {
       squares += eigenvalues[i] * eigenvalues[i];
     }
     const auto near = [](double found, double expected) {
-      return std::abs(found - expected) <= 1e-11 * std::max(std::abs(expected), 1e-300);
+      return std::abs(found - expected) <= 1e-11 * std::max(std::abs(expected), 1e-290);
     };
     return near(sum, trace[lane]) && near(squares, frobenius[lane]);
   }

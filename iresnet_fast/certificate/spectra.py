@@ -34,7 +34,10 @@ class LayerSpectrum:
 
     @property
     def norm(self) -> float:
-        """The largest value: exact with circular padding, and no bound with any other."""
+        """The largest value: the norm with circular "same" padding, and no bound with any other.
+
+        Where the stride does not divide the input size, that of the convolution with stride 1.
+        """
         return float(self.values[0])
 
     @property

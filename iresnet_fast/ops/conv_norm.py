@@ -49,10 +49,27 @@ def rounding_term(weight: Tensor) -> float:
     The symbol is a sum of ∏k terms, which may cancel, and its solver is backward stable: both errors are within a small
     multiple of eps times the number of terms, relative to the sum of the taps' norms.
     """
+    return _relative_rounding(weight) * _sum_of_tap_norms(weight)
+
+
+def _relative_rounding(weight: Tensor) -> float:
+    return 16 * _EPS * (weight[0].numel() + weight.shape[0])
+
+
+def _sum_of_tap_norms(weight: Tensor) -> float:
+    """Σ‖K_t‖, which no norm of the symbol exceeds."""
     values = weight.detach().double().reshape(*weight.shape[:2], -1)
     largest = values.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)  # keeps the squares in range
-    taps = (values / largest).square().sum(dim=(0, 1)).sqrt() * largest
-    return 16 * _EPS * (weight[0].numel() + weight.shape[0]) * float(taps.sum())
+    return float(((values / largest).square().sum(dim=(0, 1)).sqrt() * largest).sum())
+
+
+def _rounded_up(largest: Tensor, weight: Tensor) -> Tensor:
+    """A computed largest singular value, raised by what rounding may have taken from it.
+
+    Values come from Gram matrices, whose entries are rounded relative to (Σ‖K_t‖)², and from symbols.
+    """
+    relative, taps = _relative_rounding(weight), _sum_of_tap_norms(weight)
+    return torch.hypot(largest, torch.full_like(largest, math.sqrt(relative) * taps)) + relative * taps
 
 
 @dataclass(frozen=True)
@@ -104,7 +121,8 @@ def conv_norm_bound(
     Returns:
         float64 tensor of no dimensions, on weight's device; differentiable by the weight, at the cost of one singular
         pair. In exact arithmetic it is a bound; for the rounding of the computation it includes
-        16·eps·(c_in·∏k + c_out)·Σ‖K_t‖, or a factor 1 + 16·eps·(rows + columns) where formed.
+        √ε·Σ‖K_t‖ added in squares and ε·Σ‖K_t‖, ε = 16·eps·(c_in·∏k + c_out), or a factor
+        1 + 16·eps·(rows + columns) where formed.
 
     Raises:
         TypeError: weight is not a floating-point tensor.
@@ -120,7 +138,7 @@ def conv_norm_bound(
     if isinstance(embedding, ConvGeometry):
         matrix = conv_matrix(weight.double(), embedding)
         return torch.linalg.matrix_norm(matrix, 2) * (1 + 16 * _EPS * sum(matrix.shape))
-    return (_largest_value(weight, embedding) + rounding_term(weight)) * embedding.factor
+    return _rounded_up(_largest_value(weight, embedding), weight) * embedding.factor
 
 
 def conv_norm_certified(
@@ -168,7 +186,9 @@ def conv_norm_certified(
     if isinstance(embedding, ConvGeometry):
         return bool(conv_norm_bound(weight, input_size, **arguments) <= tau)
     scale = unit_scale(weight)
-    unit, bound = weight.double() / scale, tau / (embedding.factor * float(scale))
+    unit = weight.double() / scale
+    # No norm exceeds Σ‖K_t‖: a larger τ need not be squared.
+    bound = min(tau / embedding.factor / float(scale), 2 * _sum_of_tap_norms(unit) + 1)
     margin = _cholesky_margin(unit, bound, embedding)
     if bound**2 <= margin:
         return False
@@ -187,8 +207,7 @@ def _cholesky_margin(weight: Tensor, bound: float, embedding: _Embedding) -> flo
     rows, columns = weight.shape[0] // embedding.groups, weight.shape[1] * math.prod(embedding.stride)
     order = min(rows, columns)
     terms = max(rows, columns) * weight[0, 0].numel()
-    taps = weight.flatten(2).square().sum(dim=(0, 1)).sqrt().sum()
-    return 8 * _EPS * (order * (order + 2) * bound**2 + (terms + 64) * float(taps) ** 2)
+    return 8 * _EPS * (order * (order + 2) * bound**2 + (terms + 64) * _sum_of_tap_norms(weight) ** 2)
 
 
 def _largest_value(weight: Tensor, embedding: _Embedding) -> Tensor:

@@ -69,7 +69,7 @@ def conv_singular_values(
 
 def unit_scale(weight: Tensor) -> Tensor:
     """The power of two that brings the largest entry into [1/2, 1): squares then neither overflow nor underflow."""
-    exponent = torch.frexp(weight.detach().double().abs().amax()).exponent
+    exponent = torch.frexp(weight.detach().double().abs().amax()).exponent.clamp(-1021, 1023)
     return torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
 
 

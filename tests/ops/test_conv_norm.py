@@ -236,3 +236,37 @@ def test_gradient_takes_one_singular_pair():
     bound = irf.conv_norm_bound(weight, (24, 20), padding=1)
     bound.backward()
     assert weight.grad.shape == weight.shape
+
+
+def test_taps_that_wrap_onto_each_other_and_cancel():
+    """What is left of them is rounded relative to the taps; the bound allows for it."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        first, second = torch.randn(2, 8, 8, dtype=torch.float64)
+        for delta in (1e-6, 3e-8):
+            weight = torch.stack([first, -first + delta * second], dim=-1)
+            options = {"padding": 32, "padding_mode": "circular", "dilation": 64}
+            exact = torch.linalg.matrix_norm(weight.sum(-1), 2)
+            assert irf.conv_norm_bound(weight, (64,), **options) >= exact * (1 - NORM_ROUNDING)
+            assert not irf.conv_norm_certified(weight, 0.999 * float(exact), (64,), **options)
+
+
+@pytest.mark.parametrize("shrink", [1e-20, 1e-39, 1e-78, 1e-100, 1e-160])
+def test_groups_of_very_different_size(shrink):
+    weight = torch.randn(8, 4, 3, 3, dtype=torch.float64)
+    weight[4:] *= shrink
+    values = irf.conv_singular_values(weight, (12, 12), groups=2)
+    exact = irf.conv_singular_values(weight, (12, 12), groups=2, driver="svd")
+    assert (values - exact).abs().max() <= 3e-8 * exact.max()
+
+
+@pytest.mark.parametrize(("size", "tau"), [(1e-200, 1.0), (1e-30, 1e130), (1e-300, 1e300), (1e-320, 1.0)])
+def test_certificate_far_above_the_norm(size, tau):
+    weight = size * torch.rand(4, 4, 3, 3, dtype=torch.float64)
+    assert irf.conv_norm_certified(weight, tau, (24, 24), padding=1)
+
+
+def test_largest_numbers():
+    weight = torch.zeros(2, 2, 3, 3, dtype=torch.float64)
+    weight[0, 0, 1, 1] = 1e308
+    assert irf.conv_norm_bound(weight, (40, 40), padding=1) == pytest.approx(1e308)
