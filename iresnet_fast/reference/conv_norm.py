@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .conv_spectrum import smaller_gram
 from .conv_symbol import conv_symbol
 
 
@@ -35,8 +36,6 @@ def conv_norm_below(
     Returns:
         Boolean tensor of no dimensions.
     """
-    symbol = conv_symbol(weight, grid, stride, dilation, groups)
-    wide = symbol.shape[-2] <= symbol.shape[-1]
-    gram = symbol @ symbol.mH if wide else symbol.mH @ symbol
+    gram = smaller_gram(conv_symbol(weight, grid, stride, dilation, groups))
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     return (torch.linalg.cholesky_ex((bound**2 - margin) * identity - gram).info == 0).all()

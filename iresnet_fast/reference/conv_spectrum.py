@@ -35,10 +35,14 @@ def conv_singular_values(
     if driver == "svd":
         values = torch.linalg.svdvals(symbol)
     else:
-        wide = symbol.shape[-2] <= symbol.shape[-1]
-        gram = symbol @ symbol.mH if wide else symbol.mH @ symbol
-        values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0).sqrt()
+        values = torch.linalg.eigvalsh(smaller_gram(symbol)).flip(-1).clamp_min(0).sqrt()
     return values.flatten(-2).sort(dim=-1, descending=True).values
+
+
+def smaller_gram(symbol: Tensor) -> Tensor:
+    """FFᴴ or FᴴF, whichever is smaller: (..., m, n) to (..., min(m, n), min(m, n))."""
+    wide = symbol.shape[-2] <= symbol.shape[-1]
+    return symbol @ symbol.mH if wide else symbol.mH @ symbol
 
 
 def conv_singular_values_vjp(
