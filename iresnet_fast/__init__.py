@@ -12,7 +12,7 @@ except ModuleNotFoundError:
         _sys.exit(_message)
     raise ImportError(_message) from None
 
-from . import models, nn, ops, solvers
+from . import compat, models, nn, ops, solvers
 from .certificate import Certificate, certify, enforce, layer_spectra, register_lipschitz, spectra_to_markdown
 from .ops import conv_norm_bound, conv_norm_certified, conv_singular_values
 from .solvers import InverseResult, NotConvergedError
@@ -24,6 +24,7 @@ __all__ = [
     "InverseResult",
     "NotConvergedError",
     "certify",
+    "compat",
     "conv_norm_bound",
     "conv_norm_certified",
     "conv_singular_values",

@@ -20,5 +20,7 @@ FLOAT64 = 1e-12
 ENFORCED = 1e-6
 # Implicit gradients, and gradients over recomputed inputs, against plain backward, relative.
 GRADIENT = {torch.float64: 1e-10, torch.float32: 1e-5}
+# Latents and logits of the official code's weights, relative to their norm, float32.
+OFFICIAL_AGREEMENT = 1e-5
 # Residuals of the fused step, relative, by accumulation dtype.
 UPDATE = {torch.float64: 1e-13, torch.float32: 1e-5}

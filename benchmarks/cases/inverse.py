@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +27,9 @@ _ITERATIONS = 100
 _TOLERANCE = 1e-5
 _PAPERS, _COMPILED = f"eager, {_ITERATIONS} iterations", f"torch.compile, {_ITERATIONS} iterations"
 _PICARD, _OURS = "iresnet_fast, Picard, certified to 1e-6", "iresnet_fast, certified to 1e-6"
+
+# The official code's network, kept beside the checkout, not in it.
+_OFFICIAL, _NETWORK = Path(__file__).parents[3] / "shared" / "data" / "official", "iresnet37_mnist"
 
 # An inverse, and the results of its blocks.
 _Solved = tuple[Tensor, list[InverseResult]]
@@ -114,6 +120,11 @@ def _peers(model: nn.Module, shape: tuple[int, ...]) -> list[Provider]:
     return providers
 
 
+def _few_evaluations(least: str) -> list[Promise]:
+    """The cost of a block of a trained network."""
+    return [Promise(_OURS, None, 6, 4, quantity="value", of="evaluations")]
+
+
 @torch.no_grad()
 def _problem(
     name: str,
@@ -177,9 +188,24 @@ def _trained(device: torch.device) -> Problem:
     data = load_digits()
     network = irf.models.IResNetClassifier.from_config("digits").to(device)
     fit_classifier(network, data.train_images.to(device), data.train_labels.to(device), epochs=15)
-    promise = Promise(_OURS, None, 6, 4, quantity="value", of="evaluations")
     x = data.test_images[:100].to(device)
-    return _problem("trained digits network", network.trunk, [x], compiling=False, promises=lambda least: [promise])
+    return _problem("trained digits network", network.trunk, [x], compiling=False, promises=_few_evaluations)
+
+
+def _trained_officially(device: torch.device) -> Problem | None:
+    """The network that the official code trained on MNIST, c = 0.9, 12 blocks, where it lies beside the checkout."""
+    if not (_OFFICIAL / f"{_NETWORK}.safetensors").is_file():
+        warnings.warn(f"no {_OFFICIAL}: the network trained with the official code is left out", stacklevel=2)
+        return None
+    from safetensors.torch import load_file  # noqa: PLC0415  (the dependency of one row)
+
+    state, examples = (load_file(_OFFICIAL / f"{_NETWORK}{part}.safetensors") for part in ("", "_io"))
+    config = json.loads((_OFFICIAL / f"{_NETWORK}.json").read_text(encoding="utf-8"))
+    network = irf.compat.official.load(state, config, exact=False)
+    x = examples["inputs"].to(device)
+    return _problem(
+        "official code's network, trained on MNIST", network.trunk, [x], compiling=False, promises=_few_evaluations
+    )
 
 
 def _linear(name: str, matrix: Tensor, promise: Promise) -> Problem:
@@ -233,6 +259,7 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
     yield from _linear_problems(device)
     if not quick:
         yield _trained(device)
+        yield from filter(None, [_trained_officially(device)])
         yield _network(100, device, compiling=gpu)
 
 

@@ -22,6 +22,8 @@ from ..nn import (
     Squeeze,
 )
 
+_HEADS = ("linear", "pooled")
+
 
 @dataclass(frozen=True)
 class ClassifierConfig:
@@ -32,11 +34,15 @@ class ClassifierConfig:
         n_classes: number of classes.
         blocks: residual blocks of each stage; every stage but the first starts with a :class:`Squeeze`.
         hidden: hidden channels of each stage's branches.
-        inject: channels of zeros appended to the input; 0 keeps the network a bijection.
+        squeeze_input: whether a :class:`Squeeze` stands before everything.
+        squeeze_order: of the channels that a :class:`Squeeze` makes.
+        inject: channels of zeros appended to the input (squeezed, if it is); 0 keeps the network a bijection.
         coeff: Lipschitz coefficient of every convolution; None for the plain ResNet of the papers' comparison.
         activation: a name of :data:`iresnet_fast.nn.ACTIVATIONS`.
         actnorm: whether an :class:`ActNorm` stands before every block.
         dropout: probability of dropout in the branches.
+        head: ``"linear"`` classifies all latents; ``"pooled"``, the official code's, their means per channel after
+            batch normalisation and ReLU.
         n_power_iterations: per training forward.
         recompute: ``"inverse"`` trains without stored activations; see :class:`InvertibleSequential`.
     """
@@ -45,11 +51,14 @@ class ClassifierConfig:
     n_classes: int
     blocks: tuple[int, ...]
     hidden: tuple[int, ...]
+    squeeze_input: bool = False
+    squeeze_order: str = "channel"
     inject: int = 0
     coeff: float | None = 0.9
     activation: str = "elu"
     actnorm: bool = True
     dropout: float = 0.0
+    head: str = "linear"
     n_power_iterations: int = 1
     recompute: str | None = None
 
@@ -75,11 +84,13 @@ class ClassifierConfig:
             raise ValueError(
                 f"coeff must be in (0, 1) for an invertible network, got {self.coeff}; None for a plain ResNet"
             )
-        halvings = len(self.blocks) - 1
+        if self.head not in _HEADS:
+            raise ValueError(f"head must be one of {', '.join(map(repr, _HEADS))}, got {self.head!r}")
+        halvings = len(self.blocks) - 1 + self.squeeze_input
         if any(size % 2**halvings for size in self.in_shape[1:]):
             raise ValueError(
-                f"{len(self.blocks)} stages halve the image {halvings} times: H and W of in_shape={self.in_shape} must "
-                f"be divisible by {2**halvings}"
+                f"{len(self.blocks)} stages{' and squeeze_input' * self.squeeze_input} halve the image {halvings} "
+                f"times: H and W of in_shape={self.in_shape} must be divisible by {2**halvings}"
             )
 
 
@@ -109,12 +120,15 @@ class IResNetClassifier(nn.Module):
         self.config = config
         channels, height, width = config.in_shape
         trunk: list[nn.Module] = []
+        if config.squeeze_input:
+            trunk.append(Squeeze(config.squeeze_order))
+            channels, height, width = 4 * channels, height // 2, width // 2
         if config.inject:
             trunk.append(InjectivePad(config.inject))
             channels += config.inject
         for stage, (n_blocks, hidden) in enumerate(zip(config.blocks, config.hidden, strict=True)):
             if stage:
-                trunk.append(Squeeze())
+                trunk.append(Squeeze(config.squeeze_order))
                 channels, height, width = 4 * channels, height // 2, width // 2
             for _ in range(n_blocks):
                 first = not any(isinstance(part, InvertibleResidualBlock) for part in trunk)
@@ -132,7 +146,11 @@ class IResNetClassifier(nn.Module):
                 trunk.append(InvertibleResidualBlock(branch))
         self.trunk = InvertibleSequential(*trunk, recompute=config.recompute)
         self.latent_shape = (channels, height, width)
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, config.n_classes))
+        if config.head == "linear":
+            self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, config.n_classes))
+        else:
+            pooling = [nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+            self.head = nn.Sequential(*pooling, nn.Linear(channels, config.n_classes))
 
     @classmethod
     def from_config(cls, config: str | Path | Mapping[str, Any], **overrides: Any) -> IResNetClassifier:

@@ -97,18 +97,26 @@ def test_actnorm_refuses_a_bad_first_batch(x):
         irf.nn.ActNorm(3)(torch.ones(2, 4))
 
 
-@given(st.integers(0, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
-def test_squeeze_is_a_permutation(batch, channels, height, width):
+@given(
+    st.sampled_from(["channel", "position"]), st.integers(0, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)
+)
+def test_squeeze_is_a_permutation(order, batch, channels, height, width):
     x = torch.randn(batch, channels, 2 * height, 2 * width)
-    y = irf.nn.Squeeze()(x)
+    y = irf.nn.Squeeze(order)(x)
     assert y.shape == (batch, 4 * channels, height, width)
-    assert torch.equal(irf.nn.Squeeze().inverse(y), x)
-    # torch's own op orders the channels alike, but keeps the shape of an empty batch.
-    assert batch == 0 or torch.equal(y, nn.functional.pixel_unshuffle(x, 2))
+    assert torch.equal(irf.nn.Squeeze(order).inverse(y), x)
+    # torch's own op has the first order, but keeps the shape of an empty batch.
+    if batch and order == "channel":
+        assert torch.equal(y, nn.functional.pixel_unshuffle(x, 2))
+    elif batch:
+        assert torch.equal(y[:, :channels], x[:, :, ::2, ::2])
+        assert torch.equal(y[:, channels : 2 * channels], x[:, :, ::2, 1::2])
     assert torch.equal(y.flatten().sort().values, x.flatten().sort().values)
 
 
 def test_squeeze_bad_input():
+    with pytest.raises(ValueError, match="'channel', 'position', got 'depth'"):
+        irf.nn.Squeeze("depth")
     with pytest.raises(ValueError, match=r"even H and W, got shape \(1, 1, 3, 4\)"):
         irf.nn.Squeeze()(torch.ones(1, 1, 3, 4))
     with pytest.raises(ValueError, match="4C"):

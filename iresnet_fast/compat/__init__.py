@@ -1,0 +1,5 @@
+"""Names and weights of other implementations."""
+
+from . import official
+
+__all__ = ["official"]
