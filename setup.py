@@ -57,7 +57,7 @@ def extension():
             file=sys.stderr,
         )
         return []
-    sources = ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+    sources = ["csrc/library.cpp", *sorted(glob("csrc/common/*.cpp") + glob("csrc/cpu/*.cpp"))]
     flags = {"cxx": ["-O3", "-fno-math-errno", "-fopenmp", "-Wall", "-Wextra", "-Wno-psabi"]}
     make, macros = cpp_extension.CppExtension, []
     if cuda_wanted():

@@ -18,6 +18,7 @@ touch "$folder/empty.cu"
 top=$(nvcc --dryrun -c "$folder/empty.cu" -o /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
 export CUDA_HOME=${CUDA_HOME:-$(realpath "$top")}
 export FORCE_CUDA=1
+rm -rf "$folder/site"  # pip does not replace what lies in a target folder
 PATH="$PWD/$folder/bin:$PATH" "$folder/bin/pip" install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
   --force-reinstall --target "$folder/site" .
 cd "$folder"
@@ -26,7 +27,7 @@ import torch
 from iresnet_fast import _extension
 
 assert _extension.loaded, _extension.missing_reason
-for op in ("conv_symbol", "conv_singular_values"):
+for op in ("conv_symbol", "conv_singular_values", "conv_norm_below"):
     for device in ("cpu", "cuda"):
         assert _extension.serves(op, device), (op, device)
 print(f"built, linked and loaded beside torch {torch.__version__}:", _extension.build_info())

@@ -64,8 +64,11 @@ IRESNET_FAST_HOST_DEVICE inline Phase tap_phase(const SymbolShape& shape, int64_
 }
 
 // Phase exp(-i w.s) of a shift between two taps, of either sign, at a frequency of the full grid (stride 1).
-inline Phase shift_phase(const SymbolShape& shape, int64_t frequency, const int64_t* shift) {
+IRESNET_FAST_HOST_DEVICE inline Phase shift_phase(const SymbolShape& shape, int64_t frequency, const int64_t* shift) {
   Phase phase{1.0, 0.0};
+#ifdef __CUDACC__
+#pragma unroll
+#endif
   for (int axis = kMaxAxes - 1; axis >= 0; --axis) {
     const int64_t n = shape.grid[axis], j = frequency % n;
     const int64_t position = (shift[axis] * shape.dilation[axis] % n + n) % n;

@@ -21,10 +21,20 @@ inline void check_frobenius(const at::Tensor& values, const at::Tensor& matrix) 
               "Remedy: the other driver, or IRESNET_FAST_BACKEND=reference.");
 }
 
+// Of a batched eigensolver of our own, by trace and Frobenius norm.
+inline void check_eigenvalues(bool wrong) {
+  TORCH_CHECK(!wrong, "conv_singular_values: eigenvalues do not match the trace and the Frobenius norm of their ",
+              "matrix. Remedy: driver=\"svd\", and please report the weight.");
+}
+
+// F F^H or F^H F, whichever is smaller.
+inline at::Tensor smaller_gram(const at::Tensor& symbol) {
+  return symbol.size(-2) <= symbol.size(-1) ? symbol.matmul(symbol.mH()) : symbol.mH().matmul(symbol);
+}
+
 // Descending, from the Gram matrix on the smaller side: fast, and exact to sqrt(eps) times the largest.
 inline at::Tensor values_by_gram(const at::Tensor& symbol) {
-  const bool wide = symbol.size(-2) <= symbol.size(-1);
-  const at::Tensor gram = wide ? symbol.matmul(symbol.mH()) : symbol.mH().matmul(symbol);
+  const at::Tensor gram = smaller_gram(symbol);
   const at::Tensor eigenvalues = at::linalg_eigvalsh(gram);
   check_frobenius(eigenvalues, gram);
   return eigenvalues.flip({-1}).clamp_min_(0.0).sqrt_();

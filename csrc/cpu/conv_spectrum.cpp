@@ -117,8 +117,7 @@ void values_by_gram(const GramSource& source, const FrequencyGroups& frequencies
         }
     }
   });
-  TORCH_CHECK(!wrong, "conv_singular_values: eigenvalues do not match the trace and the Frobenius norm of their ",
-              "matrix. Remedy: driver=\"svd\", and please report the weight.");
+  check_eigenvalues(wrong);
   at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
     for (int64_t f = begin; f < end; ++f) std::sort(out + f * width, out + (f + 1) * width, std::greater<double>());
   });

@@ -319,7 +319,7 @@ def _self_test(device: torch.device) -> float:
 OP = register(
     Op(
         "conv_norm_below",
-        {"cpu": ("extension", "reference"), "cuda": ("reference",)},
+        {"cpu": ("extension", "reference"), "cuda": ("extension", "reference")},
         _self_test,
         self_test_tolerance=0.0,
     )

@@ -1,10 +1,11 @@
 // The batched Hermitian algorithms, for each kind of processor that this one can run; prints what fails.
+#include "cpu/hermitian.cpp"
+
 #include <algorithm>
 #include <cstdio>
 #include <random>
 #include <vector>
 
-#include "cpu/hermitian.cpp"
 #include "cpu/invariants.h"
 
 using namespace iresnet_fast;

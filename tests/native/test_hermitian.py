@@ -1,4 +1,4 @@
-"""The C++ algorithms on their own, and the whole extension, under AddressSanitizer and UndefinedBehaviorSanitizer."""
+"""The C++ algorithms on their own, and the whole extension, under sanitizers of memory, behaviour and races."""
 
 import os
 import shutil
@@ -38,11 +38,13 @@ for shape, size, options in [
 """
 
 
-def test_algorithms(tmp_path):
-    program = tmp_path / "hermitian_test"
-    source = ROOT / "tests" / "native" / "hermitian_test.cpp"
-    flags = ["-O1", "-g", "-std=c++20", "-fno-math-errno", "-Wno-psabi", f"-I{ROOT / 'csrc'}"]
-    subprocess.run(["g++", *flags, *SANITIZE, str(source), "-o", str(program)], check=True)
+@pytest.mark.parametrize(("name", "sanitizers"), [("hermitian", SANITIZE), ("hermitian_team", ["-fsanitize=thread"])])
+def test_algorithms(tmp_path, name, sanitizers):
+    """The team's are those of a GPU's thread block: a barrier that it lacks is a race here."""
+    program = tmp_path / name
+    source = ROOT / "tests" / "native" / f"{name}_test.cpp"
+    flags = ["-O1", "-g", "-std=c++20", "-fno-math-errno", "-Wno-psabi", "-pthread", f"-I{ROOT / 'csrc'}"]
+    subprocess.run(["g++", *flags, *sanitizers, str(source), "-o", str(program)], check=True)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

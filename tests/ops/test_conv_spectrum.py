@@ -146,12 +146,24 @@ def test_opcheck(driver):
 
 
 @needs_extension
-def test_extension_agrees_with_reference():
-    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64)
-    arguments = (weight, (8, 6), (2, 1), (1, 2), 2, "svd")
-    expected = reference.conv_singular_values(*arguments)
-    found = torch.ops.iresnet_fast.conv_singular_values(*arguments)
-    torch.testing.assert_close(found, expected, rtol=0, atol=float(SPECTRUM["svd"] * expected.max()))
+@pytest.mark.parametrize("driver", ["gram", "svd"])
+@pytest.mark.parametrize(
+    ("shape", "grid", "stride", "dilation", "groups"),
+    [
+        ((6, 4, 3, 3), (8, 6), (2, 1), (1, 2), 2),  # from the symbol
+        ((40, 33, 3, 3), (7, 6), (1, 1), (1, 1), 1),  # from the autocorrelation
+        ((6, 4, 2, 3), (8, 6), (1, 1), (2, 1), 2),
+        ((18, 3, 3, 3), (5, 7), (1, 1), (1, 1), 3),
+        ((70, 96, 1, 1), (2, 2), (1, 1), (1, 1), 1),
+        ((176, 180, 3, 3), (4, 4), (1, 1), (1, 1), 1),  # more than a thread block of a GPU holds
+    ],
+)
+def test_extension_agrees_with_reference(device, shape, grid, stride, dilation, groups, driver):
+    weight = torch.randn(shape, dtype=torch.float64, device=device)
+    arguments = (weight, grid, stride, dilation, groups)
+    expected = reference.conv_singular_values(*arguments, "svd")
+    found = torch.ops.iresnet_fast.conv_singular_values(*arguments, driver)
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(SPECTRUM[driver] * expected.max()))
 
 
 @needs_extension
