@@ -2,8 +2,8 @@
 #include "common/autocorrelation.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tril_indices.h>
 
@@ -16,10 +16,8 @@ constexpr int64_t kCoefficientBytes = int64_t{256} << 20;
 }  // namespace
 
 Autocorrelation::Autocorrelation(const at::Tensor& weight, const SymbolProblem& problem, int64_t frequencies) {
-  int64_t all_shifts = 1;
-  for (int axis = 0; axis < kMaxAxes; ++axis) all_shifts *= 2 * problem.shape.kernel[axis] - 1;
   const int64_t pairs_of_taps = problem.taps * (problem.taps + 1), order = problem.rank();
-  const int64_t bytes = problem.groups * order * (order + 1) / 2 * all_shifts * 8;
+  const int64_t bytes = problem.groups * order * (order + 1) / 2 * (1 + 2 * count_shifts(problem)) * 8;
   // Taps that wrap onto each other may cancel, in the symbol to the last bit, in the autocorrelation to rounding.
   bool apart = true;
   for (int axis = 0; axis < kMaxAxes; ++axis) {
@@ -30,52 +28,56 @@ Autocorrelation::Autocorrelation(const at::Tensor& weight, const SymbolProblem& 
   if (problem.aliases == 1 && apart && cheaper) correlate(weight, problem);
 }
 
+int64_t Autocorrelation::count_shifts(const SymbolProblem& problem) {
+  int64_t all = 1;
+  for (int axis = 0; axis < kMaxAxes; ++axis) all *= 2 * problem.shape.kernel[axis] - 1;
+  return all / 2;
+}
+
 void Autocorrelation::correlate(const at::Tensor& weight, const SymbolProblem& problem) {
   const int64_t* kernel = problem.shape.kernel;
   const int64_t order = problem.rank();
   const bool inner = problem.c_in < problem.c_out;  // F^H F, as smaller_gram
   const at::Tensor indices = at::tril_indices(order, order, 0, weight.options().dtype(at::kLong));
   const at::Tensor entries = indices[0] * order + indices[1];
-  for (int64_t group = 0; group < problem.groups; ++group) {
-    // (taps, rows, order): the side that is summed over first.
-    at::Tensor taps =
-        weight.narrow(0, group * problem.c_out, problem.c_out).reshape({problem.c_out, problem.c_in, problem.taps});
-    taps = taps.permute({2, inner ? 0 : 1, inner ? 1 : 0}).contiguous();
-    std::vector<at::Tensor> columns;
-    std::vector<int64_t> shift(kMaxAxes);
-    for (shift[0] = 0; shift[0] < kernel[0]; ++shift[0])
-      for (shift[1] = 1 - kernel[1]; shift[1] < kernel[1]; ++shift[1])
-        for (shift[2] = 1 - kernel[2]; shift[2] < kernel[2]; ++shift[2]) {
-          if (shift < std::vector<int64_t>(kMaxAxes, 0)) continue;  // the mirror image of another
-          std::vector<at::Tensor> here, there;
-          for (int64_t tap = 0; tap < problem.taps; ++tap) {
-            int64_t rest = tap, moved = 0, place = 1;
-            bool inside = true;
-            for (int axis = kMaxAxes - 1; axis >= 0; --axis) {
-              const int64_t position = rest % kernel[axis] + shift[axis];
-              inside = inside && 0 <= position && position < kernel[axis];
-              moved += position * place;
-              place *= kernel[axis];
-              rest /= kernel[axis];
-            }
-            if (!inside) continue;
-            here.push_back(taps[tap]);
-            there.push_back(taps[moved]);
+  // (taps, groups, rows, order): the side that is summed over first.
+  const at::Tensor taps = weight.reshape({problem.groups, problem.c_out, problem.c_in, problem.taps})
+                              .permute({3, 0, inner ? 1 : 2, inner ? 2 : 1})
+                              .contiguous();
+  std::vector<at::Tensor> columns;
+  std::vector<int64_t> shift(kMaxAxes);
+  for (shift[0] = 0; shift[0] < kernel[0]; ++shift[0])
+    for (shift[1] = 1 - kernel[1]; shift[1] < kernel[1]; ++shift[1])
+      for (shift[2] = 1 - kernel[2]; shift[2] < kernel[2]; ++shift[2]) {
+        if (shift < std::vector<int64_t>(kMaxAxes, 0)) continue;  // the mirror image of another
+        std::vector<at::Tensor> here, there;
+        for (int64_t tap = 0; tap < problem.taps; ++tap) {
+          int64_t rest = tap, moved = 0, place = 1;
+          bool inside = true;
+          for (int axis = kMaxAxes - 1; axis >= 0; --axis) {
+            const int64_t position = rest % kernel[axis] + shift[axis];
+            inside = inside && 0 <= position && position < kernel[axis];
+            moved += position * place;
+            place *= kernel[axis];
+            rest /= kernel[axis];
           }
-          // F^H F pairs K_t with K_{t+s}, F F^H the other way round.
-          const at::Tensor block =
-              inner ? at::mm(at::cat(here).t(), at::cat(there)) : at::mm(at::cat(there).t(), at::cat(here));
-          const auto lower = [&](const at::Tensor& matrix) { return matrix.flatten().index_select(0, entries); };
-          if (columns.empty()) {
-            columns.push_back(lower(block));
-            continue;
-          }
-          if (group == 0) shifts.push_back(shift);
-          columns.push_back(lower(block + block.t()));
-          columns.push_back(lower(block.t() - block));
+          if (!inside) continue;
+          here.push_back(taps[tap]);
+          there.push_back(taps[moved]);
         }
-    coefficients.push_back(at::stack(columns, 1).contiguous());
-  }
+        // F^H F pairs K_t with K_{t+s}, F F^H the other way round.
+        const at::Tensor block = inner ? at::bmm(at::cat(here, 1).transpose(1, 2), at::cat(there, 1))
+                                       : at::bmm(at::cat(there, 1).transpose(1, 2), at::cat(here, 1));
+        const auto lower = [&](const at::Tensor& matrices) { return matrices.flatten(1).index_select(1, entries); };
+        if (columns.empty()) {
+          columns.push_back(lower(block));
+          continue;
+        }
+        shifts.push_back(shift);
+        columns.push_back(lower(block + block.transpose(1, 2)));
+        columns.push_back(lower(block.transpose(1, 2) - block));
+      }
+  coefficients = at::stack(columns, 2).contiguous();
 }
 
 }  // namespace iresnet_fast

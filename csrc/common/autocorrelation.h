@@ -14,12 +14,15 @@ namespace iresnet_fast {
 // and -s, of cos(w.s) and i sin(w.s).
 struct Autocorrelation {
   std::vector<std::vector<int64_t>> shifts;
-  std::vector<at::Tensor> coefficients;  // per group of channels: (entries of the lower triangle, 1 + 2 shifts)
+  at::Tensor coefficients;  // (groups, entries of the lower triangle, 1 + 2 shifts)
 
   // On weight's device; without shifts and coefficients where forming the symbol is cheaper or more accurate.
   Autocorrelation(const at::Tensor& weight, const SymbolProblem& problem, int64_t frequencies);
 
-  bool formed() const { return !coefficients.empty(); }
+  bool formed() const { return coefficients.defined(); }
+
+  // How many pairs s and -s there are.
+  static int64_t count_shifts(const SymbolProblem& problem);
 
  private:
   void correlate(const at::Tensor& weight, const SymbolProblem& problem);

@@ -123,7 +123,7 @@ IRESNET_FAST_INLINE void tridiagonalize(Entry* a, int64_t n, TridiagonalScratch 
     if (k == 1) continue;
     const Entry last = s.next[k - 1];
     const Pack norm = square_root(norm_squared), size = square_root(last.re * last.re + last.im * last.im);
-    const PackMask zero = size == splat(0), nothing = norm_squared == splat(0);
+    const PackMask zero = size == splat(0), nothing = norm_squared < splat(1e-290);  // or its inverse would overflow
     const Pack stretch = splat(1) + norm / select(zero, splat(1), size);
     s.next[k - 1] = Entry{select(zero, norm, last.re * stretch), select(zero, splat(0), last.im * stretch)};
     const Pack beta = select(nothing, splat(0), splat(1) / select(nothing, splat(1), norm_squared + norm * size));

@@ -44,8 +44,11 @@ struct RowShares {
   }
 };
 
+// A column whose squares sum up to less is zero beside a matrix in range; its reflection would overflow.
+constexpr double kVanishing = 1e-290;
+
 // What the algorithms need beside the matrix, in complex numbers.
-IRESNET_FAST_TEAM int team_scratch(int n, int team_size) { return n * (2 + RowShares(n, team_size).parts) + 1; }
+IRESNET_FAST_TEAM int team_scratch(int n, int team_size) { return n * (2 + RowShares(n, team_size).parts); }
 
 // partial[part * n + i]: a part of (A v)_i, over the leading k rows and columns.
 template <typename Team>
@@ -90,7 +93,7 @@ IRESNET_FAST_TEAM void tridiagonalize(Team& team, Complex* a, int n, Complex* sc
       diagonal[k] = row[k].re;
       off_squared[k - 1] = norm_squared;
     }
-    if (k == 1 || norm_squared == 0) continue;
+    if (k == 1 || norm_squared < kVanishing) continue;
     // v becomes the reflection of the column v onto its last entry.
     const Complex last{row[k - 1].re, -row[k - 1].im};
     const double norm = std::sqrt(norm_squared), head = std::sqrt(last.re * last.re + last.im * last.im);
@@ -188,7 +191,7 @@ IRESNET_FAST_TEAM bool eigenvalues(Team& team, Complex* a, int n, Complex* scrat
   sum = team.sum(sum);
   squares = team.sum(squares);
   // Written so that NaN does not match.
-  return std::fabs(sum - trace) <= 1e-11 * std::fmax(std::fabs(trace), 1e-290) &&
+  return std::fabs(sum - trace) <= 1e-11 * std::fmax(std::sqrt(n * frobenius), 1e-290) &&
          std::fabs(squares - frobenius) <= 1e-11 * std::fmax(frobenius, 1e-290);
 }
 

@@ -92,7 +92,7 @@ __device__ void assemble(const BlockTeam& team, const GramMatrices& gram, int64_
 
 __global__ void __launch_bounds__(kThreads, kBlocks)
     gram_values_kernel(const __grid_constant__ GramMatrices gram, double* __restrict__ values, int* wrong) {
-  extern __shared__ unsigned char memory[];
+  extern __shared__ __align__(16) unsigned char memory[];
   const int n = gram.order;
   const Layout layout(n, gram.shifts, blockDim.x);
   Complex* a = reinterpret_cast<Complex*>(memory + layout.matrix);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 __global__ void __launch_bounds__(kThreads, kBlocks)
     gram_below_kernel(const __grid_constant__ GramMatrices gram, double shift, int* failed) {
-  extern __shared__ unsigned char memory[];
+  extern __shared__ __align__(16) unsigned char memory[];
   const int n = gram.order;
   const Layout layout(n, gram.shifts, blockDim.x);
   Complex* a = reinterpret_cast<Complex*>(memory + layout.matrix);
@@ -130,9 +130,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 template <typename Kernel, typename... Arguments>
 cudaError_t launch(Kernel kernel, const GramMatrices& gram, int64_t count, cudaStream_t stream,
                    Arguments... arguments) {
+  if (count * gram.groups > kMaxMatrices) return cudaErrorInvalidValue;
   const int threads = threads_for(gram.order);
   const int bytes = Layout(gram.order, gram.shifts, threads).bytes;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  // All there is, whatever this launch takes of it: launches of other threads rely on it as well.
+  int device = 0, available = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&available, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, available);
   if (error != cudaSuccess) return error;
   kernel<<<static_cast<unsigned>(count * gram.groups), threads, bytes, stream>>>(gram, arguments...);
   return cudaGetLastError();

@@ -28,6 +28,9 @@ struct GramMatrices {
 // Shifts whose phases a thread block holds beside its matrix.
 constexpr int kMaxShifts = 128;
 
+// Matrices of one launch.
+constexpr int64_t kMaxMatrices = int64_t{1} << 30;
+
 // The largest order whose matrix a thread block of this device can hold.
 cudaError_t largest_gram_order(int device, int* order);
 

@@ -3,7 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_cholesky_ex.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ops/real.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -39,11 +39,10 @@ class Spectrum {
     C10_CUDA_CHECK(largest_gram_order(weight_.get_device(), &largest));
     in_blocks_ = blocks && problem_.rank() <= largest;
     if (!in_blocks_) return;
+    if (Autocorrelation::count_shifts(problem_) > kMaxShifts) return;
     const Autocorrelation autocorrelation(weight_, problem_, index_.numel());
-    if (!autocorrelation.formed() || autocorrelation.shifts.size() > kMaxShifts) return;
-    std::vector<at::Tensor> streams;
-    for (const at::Tensor& group : autocorrelation.coefficients) streams.push_back(group.t());
-    coefficients_ = at::stack(streams).contiguous();
+    if (!autocorrelation.formed()) return;
+    coefficients_ = autocorrelation.coefficients.transpose(1, 2).contiguous();
     std::vector<int64_t> shifts;
     for (const auto& shift : autocorrelation.shifts) shifts.insert(shifts.end(), shift.begin(), shift.end());
     shifts_ = to_device(shifts, weight_);
@@ -59,7 +58,7 @@ class Spectrum {
   void in_chunks(const Work& work) const {
     const int64_t count = index_.numel();
     const int64_t memory = std::max<int64_t>(1, kChunkBytes / problem_.bytes_per_frequency());
-    const int64_t chunk = coefficients_.defined() ? count : memory;
+    const int64_t chunk = coefficients_.defined() ? std::max<int64_t>(1, kMaxMatrices / problem_.groups) : memory;
     for (int64_t first = 0; first < count; first += chunk) {
       const at::Tensor here = index_.narrow(0, first, std::min(chunk, count - first));
       work(first, here, coefficients_.defined() ? at::Tensor() : symbol_at(weight_, problem_, here));
@@ -125,7 +124,8 @@ at::Tensor conv_singular_values(const at::Tensor& weight, at::IntArrayRef grid, 
   return result.view(shape);
 }
 
-// Whether bound^2 I - G - margin I has a Cholesky factorisation at every frequency of the grid. Does not wait.
+// Whether bound^2 I - G - margin I has a Cholesky factorisation at every frequency of the grid. Does not wait for its
+// result.
 at::Tensor conv_norm_below(const at::Tensor& weight, at::IntArrayRef grid, at::IntArrayRef stride,
                            at::IntArrayRef dilation, int64_t groups, double bound, double margin) {
   const c10::cuda::CUDAGuard guard(weight.device());
@@ -141,8 +141,10 @@ at::Tensor conv_norm_below(const at::Tensor& weight, at::IntArrayRef grid, at::I
     }
     const at::Tensor identity = at::eye(spectrum.problem().rank(), symbol.options());
     const at::Tensor positive = identity * shift - smaller_gram(symbol);
-    const at::Tensor info = std::get<1>(at::linalg_cholesky_ex(positive));
-    failed.logical_or_(info.ne(0).any());
+    const auto [factor, info] = at::linalg_cholesky_ex(positive);
+    // A solver need not report a NaN as a failure.
+    const at::Tensor finite = at::real(factor.diagonal(0, -2, -1)).isfinite();
+    failed.logical_or_(info.ne(0).any()).logical_or_(finite.all().logical_not());
   });
   return failed.eq(0);
 }

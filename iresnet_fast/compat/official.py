@@ -15,8 +15,9 @@ from ..ops import conv_norm_bound
 
 # The official normalisation divides by max(1, σ/c), and in convolutions of more than one tap by this much more.
 _ADDED = 1e-5
-_SIZES = ("in_shape", "nBlocks", "nStrides", "nChannels", "nClasses", "init_ds", "inj_pad")
-_SETTINGS = (*_SIZES, "coeff", "nonlin", "actnorm", "n_power_iter")
+_SETTINGS = tuple(
+    "in_shape nBlocks nStrides nChannels nClasses init_ds inj_pad coeff nonlin actnorm n_power_iter".split()  # noqa: SIM905
+)
 # Activations that are the same function here.
 _ACTIVATIONS = ("elu", "relu")
 
@@ -27,7 +28,8 @@ def load(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, exact: 
     The official code normalises by a power iteration that has not converged, and stage by stage at the input size of
     the stage before, so its layers may exceed ``coeff``. Loaded exactly, such a layer keeps its weight, and the proven
     bound of its norm becomes its coefficient: the numbers agree with the official code's, and ``irf.certify`` shows
-    what holds of them.
+    what holds of them. Those coefficients are not in the state dict, nor in the network's ``config``: to keep such a
+    network, keep the official state dict.
 
     Args:
         state_dict: as the official code saves it, with or without the prefix of ``DataParallel``.
@@ -82,6 +84,8 @@ def _classifier_config(config: Mapping[str, Any], *, constrained: bool) -> Class
         raise ValueError(
             f"nStrides={strides} has no counterpart here: the first stage keeps the size, the others halve"
         )
+    if config["in_shape"][-1] != config["in_shape"][-2]:
+        raise ValueError(f"in_shape={config['in_shape']} has no counterpart here: images must be square")
     if init_ds not in (1, 2):
         raise ValueError(f"init_ds={init_ds} has no counterpart here: 1 or 2")
     if config["nonlin"] not in _ACTIVATIONS:
@@ -121,6 +125,8 @@ class _Source:
 
     def copy(self, name: str, target: Tensor) -> None:
         value = self.read(name)
+        if value.dim() > target.dim() == 1:
+            value = value.flatten()  # per channel, with axes to broadcast over
         if value.shape != target.shape:
             raise ValueError(
                 f"{self._prefix}.{name}".removeprefix(".")
@@ -131,14 +137,11 @@ class _Source:
 
 def _load_actnorm(actnorm: ActNorm, source: _Source) -> None:
     """Theirs is x·exp(s) + b, ours (x + b)·exp(s)."""
-    scale, shift = source.read("actnorm._log_scale"), source.read("actnorm._shift")
-    actnorm.load_state_dict(
-        {
-            "log_scale": scale.flatten(),
-            "bias": (shift * (-scale).exp()).flatten(),
-            "initialized": torch.tensor(True),
-        }
-    )
+    shift = torch.empty_like(actnorm.bias)
+    source.copy("actnorm._log_scale", actnorm.log_scale)
+    source.copy("actnorm._shift", shift)
+    actnorm.bias.copy_(shift * (-actnorm.log_scale).exp())
+    actnorm.mark_initialized()
 
 
 def _load_branch(block: InvertibleResidualBlock, source: _Source, coeff: float | None, exact: bool) -> None:
@@ -168,9 +171,13 @@ def _load_branch(block: InvertibleResidualBlock, source: _Source, coeff: float |
 
 def _official_sigma(weight: Tensor, u: Tensor, v: Tensor) -> float:
     """⟨u, W v⟩ in float64, at the input size that u and v tell."""
-    weight, u, v = weight.double(), u.double(), v.double()
+    u, v, weight = u.to(weight.device, torch.float64), v.to(weight.device, torch.float64), weight.double()
     if weight[0, 0].numel() == 1:
         return float(u @ weight.flatten(1) @ v)
     side = round((v.numel() / weight.shape[1]) ** 0.5)
+    if v.numel() != weight.shape[1] * side**2 or u.numel() != weight.shape[0] * side**2:
+        raise ValueError(
+            f"weight_u and weight_v of {u.numel()} and {v.numel()} values do not fit a weight of {tuple(weight.shape)}"
+        )
     image = v.view(1, weight.shape[1], side, side)
     return float(u @ conv2d(image, weight, padding=weight.shape[-1] // 2).flatten())

@@ -21,6 +21,7 @@ from ..nn import (
     InvertibleSequential,
     Squeeze,
 )
+from ..nn.squeeze import SQUEEZE_ORDERS
 
 _HEADS = ("linear", "pooled")
 
@@ -34,33 +35,33 @@ class ClassifierConfig:
         n_classes: number of classes.
         blocks: residual blocks of each stage; every stage but the first starts with a :class:`Squeeze`.
         hidden: hidden channels of each stage's branches.
-        squeeze_input: whether a :class:`Squeeze` stands before everything.
-        squeeze_order: of the channels that a :class:`Squeeze` makes.
         inject: channels of zeros appended to the input (squeezed, if it is); 0 keeps the network a bijection.
         coeff: Lipschitz coefficient of every convolution; None for the plain ResNet of the papers' comparison.
         activation: a name of :data:`iresnet_fast.nn.ACTIVATIONS`.
         actnorm: whether an :class:`ActNorm` stands before every block.
         dropout: probability of dropout in the branches.
-        head: ``"linear"`` classifies all latents; ``"pooled"``, the official code's, their means per channel after
-            batch normalisation and ReLU.
         n_power_iterations: per training forward.
         recompute: ``"inverse"`` trains without stored activations; see :class:`InvertibleSequential`.
+        squeeze_input: whether a :class:`Squeeze` stands before everything.
+        squeeze_order: of the channels that a :class:`Squeeze` makes.
+        head: ``"linear"`` classifies all latents; ``"pooled"``, the official code's, their means per channel after
+            batch normalisation and ReLU.
     """
 
     in_shape: tuple[int, int, int]
     n_classes: int
     blocks: tuple[int, ...]
     hidden: tuple[int, ...]
-    squeeze_input: bool = False
-    squeeze_order: str = "channel"
     inject: int = 0
     coeff: float | None = 0.9
     activation: str = "elu"
     actnorm: bool = True
     dropout: float = 0.0
-    head: str = "linear"
     n_power_iterations: int = 1
     recompute: str | None = None
+    squeeze_input: bool = False
+    squeeze_order: str = "channel"
+    head: str = "linear"
 
     def __post_init__(self) -> None:
         for name in ("in_shape", "blocks", "hidden"):
@@ -84,8 +85,9 @@ class ClassifierConfig:
             raise ValueError(
                 f"coeff must be in (0, 1) for an invertible network, got {self.coeff}; None for a plain ResNet"
             )
-        if self.head not in _HEADS:
-            raise ValueError(f"head must be one of {', '.join(map(repr, _HEADS))}, got {self.head!r}")
+        for name, choices in (("head", _HEADS), ("squeeze_order", SQUEEZE_ORDERS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
         halvings = len(self.blocks) - 1 + self.squeeze_input
         if any(size % 2**halvings for size in self.in_shape[1:]):
             raise ValueError(
@@ -95,7 +97,7 @@ class ClassifierConfig:
 
 
 class IResNetClassifier(nn.Module):
-    """Invertible trunk and linear head (Behrmann et al. 2019, classification).
+    """Invertible trunk and a head (Behrmann et al. 2019, classification).
 
     The trunk is a bijection (with ``inject`` > 0 an injection): ``features`` maps images to latents of the same
     number of values, ``inverse`` maps latents back, and the head classifies the latents.

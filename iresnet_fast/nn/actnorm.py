@@ -68,6 +68,10 @@ class ActNorm(nn.Module):
         varies = deviation > _CONSTANT * size
         self.bias.copy_(-mean)
         self.log_scale.copy_(torch.where(varies, -deviation.clamp_min(torch.finfo(x.dtype).tiny).log(), 0.0))
+        self.mark_initialized()
+
+    def mark_initialized(self) -> None:
+        """Keep bias and log_scale as they are, whatever the first batch."""
         self.initialized.fill_(True)
         self._ready = True
 

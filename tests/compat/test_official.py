@@ -120,6 +120,8 @@ def test_what_does_not_fit_is_named():
         ({"nBlocks": [1, 3]}, "no 'stack.3.actnorm"),
         ({"nBlocks": [1, 1]}, "no place for"),
         ({"nChannels": [6, 6]}, "has shape"),
+        ({"inj_pad": 3}, r"actnorm._log_scale has shape \(6,\)"),
+        ({"in_shape": [1, 8, 16]}, "must be square"),
         ({"nClasses": 4}, r"logits.weight has shape \(3, 24\)"),
     ]:
         with pytest.raises(ValueError, match=message):

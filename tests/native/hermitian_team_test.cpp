@@ -141,6 +141,20 @@ int main() {
     check_eigenvalues(values, 4, generator, 1e-200);
     check_eigenvalues(values, 4, generator, 1e200);
   }
+  // Rounding errors of nothing: indefinite, of trace 0; and a column that is almost none.
+  for (const std::vector<Complex>& lower : std::vector<std::vector<Complex>>{
+           {{0, 0}, {-2.2e-16, 0}, {0, 0}, {0, 0}, {-8.9e-16, 0}, {0, 0}},
+           {{1, 0}, {0, 0}, {1, 0}, {1e-155, 0}, {0, 0}, {1, 0}},
+       }) {
+    std::vector<Complex> matrix = lower, scratch(team_scratch(3, 2));
+    std::vector<double> diagonal(3), off_squared(3), values(3);
+    bool matches[2];
+    by_team(2, [&](ThreadTeam& team) {
+      matches[team.rank()] =
+          eigenvalues(team, matrix.data(), 3, scratch.data(), diagonal.data(), off_squared.data(), values.data());
+    });
+    expect(matches[0] && matches[1], "small numbers raise no alarm", 3, 2);
+  }
   // NaN comes out as no match and no proof.
   std::vector<Complex> matrix(6, {NAN, 0}), scratch(team_scratch(3, 2));
   std::vector<double> diagonal(3), off_squared(3), values(3);

@@ -113,6 +113,20 @@ def test_fault_5_scale_is_not_divided_out():
     torch.testing.assert_close(large, 4 * small, rtol=FLOAT64, atol=0)
 
 
+def test_small_numbers_raise_no_alarm():
+    """Where the symbol vanishes rounding leaves an indefinite matrix, whose trace can cancel; and tiny columns."""
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.randn(3, 3, 1, 1, dtype=torch.float64, generator=generator, device="cpu")
+        values = irf.conv_singular_values(matrix.expand(3, 3, 1, 2), (16, 16))
+        assert values[:, 8].max() <= SPECTRUM["gram"] * values.max()
+    column = torch.eye(3, dtype=torch.float64)
+    column[2, 0] = 1e-155
+    torch.testing.assert_close(
+        irf.conv_singular_values(column[:, :, None, None], (1, 1)), torch.ones(1, 1, 3, dtype=torch.float64)
+    )
+
+
 def test_fault_15_groups_take_the_union():
     blocks = [scale * torch.randn(3, 3, 3, 3, dtype=torch.float64) for scale in (1.0, 3.0)]
     values = irf.conv_singular_values(torch.cat(blocks), (5, 5), groups=2)
