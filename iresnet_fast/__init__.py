@@ -14,6 +14,7 @@ except ModuleNotFoundError:
 
 from . import compat, models, nn, ops, solvers
 from .certificate import Certificate, certify, enforce, layer_spectra, register_lipschitz, spectra_to_markdown
+from .nn import fuse, unfuse
 from .ops import conv_norm_bound, conv_norm_certified, conv_singular_values
 from .solvers import InverseResult, NotConvergedError
 
@@ -29,6 +30,7 @@ __all__ = [
     "conv_norm_certified",
     "conv_singular_values",
     "enforce",
+    "fuse",
     "layer_spectra",
     "models",
     "nn",
@@ -36,4 +38,5 @@ __all__ = [
     "register_lipschitz",
     "solvers",
     "spectra_to_markdown",
+    "unfuse",
 ]

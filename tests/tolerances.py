@@ -22,5 +22,7 @@ ENFORCED = 1e-6
 GRADIENT = {torch.float64: 1e-10, torch.float32: 1e-5}
 # Latents and logits of the official code's weights, relative to their norm, float32.
 OFFICIAL_AGREEMENT = 1e-5
+# Grouped power iteration against float64, relative, float32.
+GROUPED = 1e-5
 # Residuals of the fused step, relative, by accumulation dtype.
 UPDATE = {torch.float64: 1e-13, torch.float32: 1e-5}

@@ -25,7 +25,7 @@ from ..nn import (
     find_spectral_norm,
     frozen_state,
 )
-from ..nn.spectral_norm import check_input_size
+from ..nn.fuse import foreign_hooks
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
@@ -175,8 +175,7 @@ def _obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
     kind = type(module)
     if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
         return f"{kind.__name__} has a forward or inverse of its own that is not proven here"
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    if any(hook is not check_input_size for hook in hooks):
+    if foreign_hooks(module):
         return "a forward hook may change what it computes. Remedy: remove the hook"
     return None
 

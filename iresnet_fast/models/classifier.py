@@ -20,6 +20,7 @@ from ..nn import (
     InvertibleResidualBlock,
     InvertibleSequential,
     Squeeze,
+    fuse,
 )
 from ..nn.squeeze import SQUEEZE_ORDERS
 
@@ -146,7 +147,7 @@ class IResNetClassifier(nn.Module):
                 )
                 trunk += [ActNorm(channels)] if config.actnorm else []
                 trunk.append(InvertibleResidualBlock(branch))
-        self.trunk = InvertibleSequential(*trunk, recompute=config.recompute)
+        self.trunk = fuse(InvertibleSequential(*trunk, recompute=config.recompute))
         self.latent_shape = (channels, height, width)
         if config.head == "linear":
             self.head = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, config.n_classes))

@@ -4,6 +4,7 @@ from .activations import ACTIVATIONS, LipSwish, MaxMin
 from .actnorm import ActNorm
 from .branches import Bottleneck, LipschitzMLP
 from .frozen import frozen_state
+from .fuse import fuse, is_fused, unfuse
 from .injective_pad import InjectivePad
 from .residual_block import InvertibleResidualBlock
 from .sequential import ChainInverseResult, InvertibleSequential
@@ -28,5 +29,8 @@ __all__ = [
     "Squeeze",
     "find_spectral_norm",
     "frozen_state",
+    "fuse",
+    "is_fused",
     "spectral_norm",
+    "unfuse",
 ]

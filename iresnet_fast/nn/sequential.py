@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
 from .actnorm import ActNorm
 from .frozen import frozen_state
+from .fuse import foreign_hooks
 from .injective_pad import InjectivePad
 from .recompute import apply_recomputing
 from .residual_block import InvertibleResidualBlock, convolution_layout
@@ -84,8 +85,7 @@ class InvertibleSequential(nn.Sequential):
     def _leaves(self) -> Iterator[nn.Module]:
         """All modules in order; those of chains within in place of the chains."""
         for module in self:
-            hooked = module._forward_hooks or module._forward_pre_hooks
-            if type(module) is InvertibleSequential and not hooked:
+            if type(module) is InvertibleSequential and not foreign_hooks(module):
                 yield from module._leaves()
             else:
                 yield module
@@ -180,7 +180,7 @@ class _ReverseRun:
 
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
         x: Tensor = link.inverse(y)  # type: ignore[operator]
-        hooked = link._forward_hooks or link._forward_pre_hooks  # then its forward is not what it seems
+        hooked = foreign_hooks(link)  # then its forward is not what it seems
         growth = math.nan if hooked else _INVERSE_LIPSCHITZ.get(type(link), lambda link: math.nan)(link)
         if isinstance(link, InjectivePad):
             # The true y has zeros in the appended channels: where these are farther off than y can be, there is none.

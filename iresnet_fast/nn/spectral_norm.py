@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 
 from ..ops._arguments import check_values, per_axis
 from ..ops.conv_norm import conv_padding
+from ..ops.power_iteration import vector_shapes
 from ..reference.conv_operator import ConvGeometry
-from ..reference.power_iteration import layer_apply, power_iteration
+from ..reference.power_iteration import estimate, normalized, power_iteration
 
 # Power iterations at construction.
 _FIRST_ITERATIONS = 15
@@ -65,9 +66,10 @@ class SpectralNorm(nn.Module):
         self.tol = tol
         self.geometry = geometry
         self.frozen = False
-        # The normalised weight to give out in place of computing it; set by a Snapshot.
+        # The normalised weight to give out in place of computing it; set by a Snapshot, or for the length of a forward
+        # by a fused update.
         self.held: Tensor | None = None
-        shape_u, shape_v = _vector_shapes(weight, geometry)
+        shape_u, shape_v = vector_shapes(weight, geometry)
         seed = zlib.crc32(f"{name}{tuple(weight.shape)}".encode())
         generator = torch.Generator().manual_seed(seed)
         # Drawn on the CPU whatever the default device: the same start everywhere.
@@ -82,13 +84,26 @@ class SpectralNorm(nn.Module):
         """The normalised weight, of weight's shape and dtype."""
         if self.held is not None:
             return self.held
-        sigma = self._sigma(weight, *self._vectors(weight))
-        return weight / torch.clamp_min(sigma / self.coeff, 1.0).to(weight.dtype)
+        return normalized(weight, self._sigma(weight, *self._vectors(weight)), self.coeff)
 
     def start(self, weight: Tensor) -> None:
         """Fit u and v to a weight for the first time, by a fixed number of iterations."""
         self._u, self._v = (part.to(weight.dtype) for part in self._iterate(weight, _FIRST_ITERATIONS, None))
         self._fitted_to = _identity(weight)
+
+    def can_be_updated(self, weight: Tensor) -> bool:
+        """Whether the next use is a training forward of a fixed number of iterations, which another may do for it."""
+        at_its_own_use = self._fitted_to is None or self.frozen or self.tol is not None or self.held is not None
+        return self.training and not at_its_own_use and weight.dtype == _compute_dtype(weight)
+
+    def accept(self, weight: Tensor, normalized: Tensor, u: Tensor, v: Tensor) -> None:
+        """Take u and v of a weight, and give out its normalised weight while it is ``held``."""
+        with torch.no_grad():
+            self._u.copy_(u)
+            self._v.copy_(v)
+        if not torch.compiler.is_compiling():
+            self._fitted_to = _identity(weight)
+        self.held = normalized
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What to store so that the weight becomes this one: itself, where its norm is at most coeff."""
@@ -99,13 +114,8 @@ class SpectralNorm(nn.Module):
         """⟨u, W v⟩, differentiable by W."""
         dtype = _compute_dtype(weight)
         with torch.autocast(weight.device.type, enabled=False):
-            sigma = (u.to(dtype) * layer_apply(weight.to(dtype), v.to(dtype), self.geometry)).sum()
-        # A host check: on a GPU it would wait for the device, and a NaN weight shows in every output anyway.
-        if weight.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(sigma)):
-            raise ValueError(
-                f"spectral_norm: the norm of the weight of shape {tuple(weight.shape)} is {sigma.item()}: it has "
-                "NaN, infinite or overflowing values. Remedy: a smaller learning rate, or load finite weights"
-            )
+            sigma = estimate(weight.to(dtype), u.to(dtype), v.to(dtype), self.geometry)
+        check_sigma(sigma, [weight])
         return sigma
 
     @torch.no_grad()
@@ -213,6 +223,21 @@ def find_spectral_norm(module: nn.Module, name: str = "weight") -> SpectralNorm 
     return None
 
 
+def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:
+    """Raise where a norm is not finite.
+
+    Not on a GPU, where the host would wait for the device, nor in compiled code: a NaN weight shows in every output.
+    """
+    if sigma.device.type != "cpu" or torch.compiler.is_compiling() or bool(torch.isfinite(sigma).all()):
+        return
+    index = int((~torch.isfinite(sigma.view(-1))).nonzero()[0])
+    raise ValueError(
+        f"spectral_norm: the norm of the weight of shape {tuple(weights[index].shape)} is "
+        f"{sigma.view(-1)[index].item()}: it has NaN, infinite or overflowing values. Remedy: a smaller learning rate, "
+        "or load finite weights"
+    )
+
+
 def check_input_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook: a convolution is only used at the input size its norm was taken at."""
     norm = find_spectral_norm(module)
@@ -275,12 +300,3 @@ def _conv_geometry(
         )
     matrix = weight[0, 0].numel() == 1 and conv.groups == 1 and not repeats
     return None if matrix else geometry
-
-
-def _vector_shapes(weight: Tensor, geometry: ConvGeometry | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of u and v."""
-    if geometry is None:
-        out, into = weight.flatten(1).shape
-        return (out,), (into,)
-    c_in = weight.shape[1] * geometry.groups
-    return (weight.shape[0], *geometry.output_size(tuple(weight.shape[2:]))), (c_in, *geometry.input_size)

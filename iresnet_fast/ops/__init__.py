@@ -4,5 +4,14 @@ from .conv_norm import conv_norm_bound, conv_norm_certified
 from .conv_spectrum import conv_singular_values
 from .conv_symbol import conv_symbol
 from .fixed_point_update import fixed_point_update
+from .power_iteration import PowerIteration, power_iteration
 
-__all__ = ["conv_norm_bound", "conv_norm_certified", "conv_singular_values", "conv_symbol", "fixed_point_update"]
+__all__ = [
+    "PowerIteration",
+    "conv_norm_bound",
+    "conv_norm_certified",
+    "conv_singular_values",
+    "conv_symbol",
+    "fixed_point_update",
+    "power_iteration",
+]

@@ -12,7 +12,7 @@ import torch
 from .. import _extension, kernels
 
 VARIABLE = "IRESNET_FAST_BACKEND"
-BACKENDS = ("auto", "reference", "triton", "extension")
+BACKENDS = ("auto", "reference", "stacked", "triton", "extension")
 
 
 def _extension_obstacle(op: str, device_type: str) -> str | None:
@@ -28,6 +28,7 @@ def _extension_obstacle(op: str, device_type: str) -> str | None:
 
 _OBSTACLES: dict[str, Callable[[str, str], str | None]] = {
     "reference": lambda op, device_type: None,
+    "stacked": lambda op, device_type: None,
     "extension": _extension_obstacle,
     "triton": lambda op, device_type: kernels.missing_reason(),
 }

@@ -53,9 +53,13 @@ def conv_apply(weight: Tensor, x: Tensor, geometry: ConvGeometry) -> Tensor:
     if geometry.padding_mode == "zeros" and all(before == after for before, after in geometry.padding):
         padding = tuple(before for before, _ in geometry.padding)
     elif any(map(any, geometry.padding)):
-        flat = [side for pair in reversed(geometry.padding) for side in pair]
-        x = F.pad(x, flat, mode="constant" if geometry.padding_mode == "zeros" else "circular")
+        x = _pad(x, geometry)
     return conv(x, weight, None, geometry.stride, padding, geometry.dilation, geometry.groups)
+
+
+def _pad(x: Tensor, geometry: ConvGeometry) -> Tensor:
+    flat = [side for pair in reversed(geometry.padding) for side in pair]
+    return F.pad(x, flat, mode="constant" if geometry.padding_mode == "zeros" else "circular")
 
 
 def conv_adjoint(weight: Tensor, y: Tensor, geometry: ConvGeometry) -> Tensor:
@@ -74,6 +78,18 @@ def conv_adjoint(weight: Tensor, y: Tensor, geometry: ConvGeometry) -> Tensor:
             inside.narrow(axis, 0, after).add_(x.narrow(axis, before + n, after))
         x = inside
     return x
+
+
+def conv_weight_gradient(weight: Tensor, v: Tensor, u: Tensor, geometry: ConvGeometry) -> Tensor:
+    """Gradient of ⟨u, W v⟩ by the weight: (1, c_in, *input_size) and (1, c_out, *output_size) to the weight's shape."""
+    padding: tuple[int, ...] = (0,) * len(geometry.input_size)
+    if geometry.padding_mode == "zeros" and all(before == after for before, after in geometry.padding):
+        padding = tuple(before for before, _ in geometry.padding)
+    else:
+        v = _pad(v, geometry)
+    options: list[object] = [geometry.stride, padding, geometry.dilation, False, [0] * len(padding), geometry.groups]
+    gradient: Tensor = torch.ops.aten.convolution_backward(u, v, weight, None, *options, [False, True, False])[1]
+    return gradient
 
 
 def conv_matrix(weight: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -64,3 +64,13 @@ def power_iteration(
                 break
         u, v = next_u, next_v
     return u, v
+
+
+def estimate(weight: Tensor, u: Tensor, v: Tensor, geometry: ConvGeometry | None = None) -> Tensor:
+    """σ = ⟨u, W v⟩, differentiable by the weight; arguments as for :func:`power_iteration`."""
+    return (u * layer_apply(weight, v, geometry)).sum()
+
+
+def normalized(weight: Tensor, sigma: Tensor, coeff: float) -> Tensor:
+    """W̄ = W/max(1, σ/c) (Gouk et al. 2018), differentiable by both."""
+    return weight / torch.clamp_min(sigma / coeff, 1.0).to(weight.dtype)

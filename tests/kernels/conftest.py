@@ -55,13 +55,13 @@ def compile_ahead(tmp_path):
     """Compile a Triton kernel for an architecture without a driver, and read what its cubin takes."""
     triton = require_triton()
 
-    def compile_for(kernel, architecture, signature, constants, num_warps):
+    def compile_for(kernel, architecture, signature, constants, **options):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
         source = ASTSource(kernel, signature=signature, constexprs=constants)
         target = GPUTarget("cuda", architecture, 32)
-        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+        compiled = triton.compile(source, target=target, options=options)
         cubin = tmp_path / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

@@ -71,7 +71,7 @@ def test_compiles_without_spills(compile_ahead, architecture, element):
     for splits in (1, 64):
         for block, num_warps in {(block, num_warps) for _, block, num_warps in chosen}:
             constants = {"SPLITS": splits, "BLOCK": block, "ACCUMULATE": accumulate}
-            used = compile_ahead(fixed_point_update_kernel, architecture, signature, constants, num_warps)
+            used = compile_ahead(fixed_point_update_kernel, architecture, signature, constants, num_warps=num_warps)
             assert used.stack == 0
             assert used.shared <= SHARED_MEMORY[architecture]
     assert {block for _, block, _ in chosen} == set(blocks)

@@ -29,7 +29,7 @@ def test_reference_is_always_there(monkeypatch):
 
 def test_unknown_choice(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fast")
-    with pytest.raises(ValueError, match="'fast'; it must be one of auto, reference, triton, extension"):
+    with pytest.raises(ValueError, match="'fast'; it must be one of auto, reference, stacked, triton, extension"):
         irf.conv_singular_values(torch.randn(2, 2, 3, 3), (4, 4))
 
 

@@ -1,0 +1,132 @@
+"""One grouped power iteration for all spectral norms of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.power_iteration import power_iteration
+from .spectral_norm import SpectralNorm, check_input_size, check_sigma
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def fuse(module: _Module) -> _Module:
+    """Update all spectral norms of a model together, once per training forward; changes the module in place.
+
+    Before each forward in training mode the power iterations of all layers under :func:`spectral_norm` run as one
+    grouped op (:func:`iresnet_fast.ops.power_iteration`), and the layers use its weights for the length of that
+    forward. Parameters, buffers, state dict and numbers are those of the unfused model; a layer that one forward uses
+    several times is iterated once for it. Layers that need more than a fixed number of iterations (``tol=``, weights
+    loaded without u and v) or that are of low precision update themselves, as does a submodule that is called on its
+    own, and everything in evaluation mode.
+
+    Layers may be added and removed later; copying, pickling and moving to another device keep the fusion. With
+    :class:`torch.nn.parallel.DistributedDataParallel` fuse the module inside, before or after wrapping it.
+
+    Args:
+        module: any module, called by ``module(...)``. The models of this package are fused already.
+
+    Returns:
+        The module itself. Fusing it again changes nothing; :func:`unfuse` undoes it.
+
+    Raises:
+        TypeError: not a module; from the forward, weights that are sharded (FSDP2): their norm is not that of a part.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"fuse takes a module, got {type(module).__name__}")
+    if not is_fused(module):
+        fusion = _Fusion()
+        module.register_forward_pre_hook(fusion.update, prepend=True)
+        module.register_forward_hook(fusion.release, always_call=True)
+    return module
+
+
+def unfuse(module: _Module) -> _Module:
+    """Let every spectral norm update itself again; undoes :func:`fuse` on this module, and changes it in place."""
+    for key in _fusion_hooks(module):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
+            hooks.pop(key, None)
+    return module
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Whether :func:`fuse` was called on this very module."""
+    return bool(_fusion_hooks(module))
+
+
+def foreign_hooks(module: nn.Module) -> list[Any]:
+    """Forward hooks of a module that may change what it computes: all but this package's own."""
+    hooks = {**module._forward_pre_hooks, **module._forward_hooks}
+    own = _fusion_hooks(module)
+    return [hook for key, hook in hooks.items() if key not in own and hook is not check_input_size]
+
+
+def _fusion_hooks(module: nn.Module) -> set[int]:
+    hooks = {**module._forward_pre_hooks, **module._forward_hooks}
+    return {key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Fusion)}
+
+
+class _Fusion:
+    """The hooks of one fused module: its layers have the weights of the grouped update for the length of a forward."""
+
+    def __init__(self) -> None:
+        self._lent: list[SpectralNorm] = []
+
+    def update(self, module: nn.Module, args: Any) -> None:
+        """Before a forward: iterate, and hand each layer its weight."""
+        for members in _groups(module):
+            norms, weights = zip(*members, strict=True)
+            with torch.autocast(weights[0].device.type, enabled=False):
+                found = power_iteration(
+                    weights,
+                    [norm._u for norm in norms],
+                    [norm._v for norm in norms],
+                    coeff=[norm.coeff for norm in norms],
+                    geometries=[norm.geometry for norm in norms],
+                    n_iterations=norms[0].n_power_iterations,
+                    layers_per_node=_stages(norms),
+                )
+            check_sigma(found.sigma, weights)
+            for norm, weight, normalized, u, v in zip(norms, weights, found.weights, found.u, found.v, strict=True):
+                norm.accept(weight, normalized, u, v)
+                self._lent.append(norm)
+
+    def release(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After a forward, or an error in it: the layers are on their own again."""
+        for norm in self._lent:
+            norm.held = None
+        self._lent.clear()
+
+
+def _groups(module: nn.Module) -> Iterator[list[tuple[SpectralNorm, Tensor]]]:
+    """The norms that can be updated together, with their weights: of one device, dtype and number of iterations."""
+    found: dict[tuple[Any, ...], list[tuple[SpectralNorm, Tensor]]] = {}
+    for part in module.modules():
+        for parametrizations in getattr(part, "parametrizations", {}).values():
+            norm, weight = parametrizations[0], parametrizations.original
+            if not isinstance(norm, SpectralNorm) or not norm.can_be_updated(weight):
+                continue
+            if hasattr(weight, "full_tensor"):
+                raise TypeError(
+                    "fuse: a weight is a DTensor, a shard of which has another norm than the whole. Remedy: "
+                    "DistributedDataParallel, or fully_shard with the normalised layers left out"
+                )
+            found.setdefault((weight.device, weight.dtype, norm.n_power_iterations), []).append((norm, weight))
+    yield from found.values()
+
+
+def _stages(norms: tuple[SpectralNorm, ...]) -> list[int]:
+    """How many consecutive layers work at one spatial size: their gradients become ready together."""
+    counts: list[int] = []
+    size = None
+    for norm in norms:
+        here = size if norm.geometry is None else norm.geometry.input_size
+        if not counts or (size is not None and here != size):
+            counts.append(0)
+        counts[-1] += 1
+        size = here
+    return counts
