@@ -15,6 +15,13 @@
 
 TORCH_LIBRARY(iresnet_fast, m) {
   m.def("fixed_point_update(Tensor y, Tensor image, Tensor x) -> (Tensor, Tensor)");
+  m.def(
+      "power_iteration_cpu(Tensor[] weights, Tensor[] u, Tensor[] v, float[] coeff, int[] sizes, int n) -> (Tensor, "
+      "Tensor, Tensor, Tensor)");
+  m.def(
+      "power_iteration_backward_cpu(Tensor[] grads, Tensor normalized, Tensor u, Tensor v, Tensor sigma, float[] "
+      "coeff, "
+      "int[] sizes) -> Tensor");
   m.def("conv_symbol(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "

@@ -1,6 +1,8 @@
 // The batched Hermitian algorithms for each kind of processor.
 #include "cpu/hermitian.h"
 
+#include "cpu/dispatch.h"
+
 namespace iresnet_fast {
 namespace {
 
@@ -16,33 +18,6 @@ IRESNET_FAST_INLINE void combine(const double* coefficients, int64_t pairs, cons
     matrix[entry] = Entry{re, im};
   }
 }
-
-// One function per kind of processor around the code that is inlined into each, and the choice between them.
-#if defined(__x86_64__) && defined(__GNUC__)
-enum class Processor { baseline, avx2, avx512 };
-
-Processor detect() {
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return Processor::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Processor::avx2;
-  return Processor::baseline;
-}
-
-const Processor kProcessor = detect();
-
-#define IRESNET_FAST_DISPATCH(result, name, parameters, call)                                               \
-  __attribute__((target("avx512f,avx512vl,avx512dq,fma"))) result name##_avx512 parameters { return call; } \
-  __attribute__((target("avx2,fma"))) result name##_avx2 parameters { return call; }                        \
-  result name##_baseline parameters { return call; }
-#define IRESNET_FAST_CHOOSE(name, arguments)                 \
-  (kProcessor == Processor::avx512 ? name##_avx512 arguments \
-   : kProcessor == Processor::avx2 ? name##_avx2 arguments   \
-                                   : name##_baseline arguments)
-#else
-#define IRESNET_FAST_DISPATCH(result, name, parameters, call) \
-  result name##_baseline parameters { return call; }
-#define IRESNET_FAST_CHOOSE(name, arguments) (name##_baseline arguments)
-#endif
 
 IRESNET_FAST_DISPATCH(void, reduce, (Entry * a, int64_t n, TridiagonalScratch s, Pack* d, Pack* e),
                       tridiagonalize(a, n, s, d, e))

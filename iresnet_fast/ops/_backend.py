@@ -44,19 +44,21 @@ class Op:
         self_test: runs the op on the given device through whatever serves it, and returns its largest error
             relative to a float64 oracle; for ``iresnet-fast doctor``.
         self_test_tolerance: the largest such error that passes.
+        compiled: the extension's op that serves it, where that has another name.
     """
 
     name: str
     backends: dict[str, tuple[str, ...]]
     self_test: Callable[[torch.device], float]
     self_test_tolerance: float
+    compiled: str | None = None
     _warned: set[str] = field(default_factory=set, compare=False)
 
     def obstacle(self, backend: str, device_type: str) -> str | None:
         """Why this backend cannot serve the op on this kind of device; None where it can."""
         if backend not in self.backends.get(device_type, ("reference",)):
             return f"{self.name} has no {backend} implementation for {device_type} tensors"
-        return _OBSTACLES[backend](self.name, device_type)
+        return _OBSTACLES[backend](self.compiled or self.name, device_type)
 
     def choose(self, device: torch.device) -> str:
         """The backend that serves the op on this device, as ``IRESNET_FAST_BACKEND`` asks.

@@ -20,6 +20,7 @@ _AXES = 3
 # Numbers that encode a geometry: axes (0 for a matrix), then size, stride, dilation, padding, mode, groups.
 _WIDTH = 1 + 5 * _AXES + 2
 Layers = list[ConvGeometry | None]
+_Sizes = tuple[int, ...]
 
 
 class PowerIteration(NamedTuple):
@@ -53,8 +54,8 @@ def power_iteration(
     The numbers are those of :func:`iresnet_fast.reference.power_iteration.power_iteration` layer by layer, up to
     rounding; u and v are held constant in the gradient dW = (1/s)·[G − 1{σ>c}·(⟨G, W̄⟩/c)·∇σ], s = max(1, σ/c) (Gouk
     et al. 2018). On CUDA with Triton, float32 and convolutions of stride and dilation 1, groups 1 and zero padding,
-    2n + 1 launches serve any number of layers, and two the gradient of an autograd node; sums are taken in a fixed
-    order. Elsewhere layers of one shape are stacked.
+    2n + 1 launches serve any number of layers, and two the gradient of an autograd node; on a CPU the same layers run
+    in C++, a layer per thread. Sums are taken in a fixed order. Elsewhere layers of one shape are stacked.
 
     Args:
         weights: L weights of one dtype (float32 or float64) and device: (out, in), or a convolution's (c_out,
@@ -216,24 +217,27 @@ def vector_shapes(weight: Tensor, geometry: ConvGeometry | None) -> tuple[tuple[
     return (weight.shape[0], *geometry.output_size(tuple(weight.shape[2:]))), (c_in, *geometry.input_size)
 
 
-def kernel_sizes(weights: Sequence[Tensor], layers: Layers) -> list[tuple[int, ...]] | None:
-    """The layers as the Triton kernels take them; None where one is not plain enough, or not float32."""
-    if weights[0].dtype != torch.float32:
-        return None
-    sizes = [_kernel_sizes(tuple(weight.shape), geometry) for weight, geometry in zip(weights, layers, strict=True)]
-    found = [row for row in sizes if row is not None]
-    return found if len(found) == len(sizes) else None
-
-
 @lru_cache(maxsize=1024)
-def _kernel_sizes(shape: tuple[int, ...], geometry: ConvGeometry | None) -> tuple[int, ...] | None:
+def _kernel_sizes(shape: tuple[int, ...], geometry: ConvGeometry | None, dtype: torch.dtype) -> _Sizes | None:
+    """A layer as the kernels take it, Triton's and C++'s; None where it is not plain enough, or not float32."""
+    if dtype != torch.float32:
+        return None
     if geometry is None:
         return math.prod(shape[1:]), shape[0], 1, 1, 1, 1, 1, 1, 0, 0
     plain = geometry.groups == 1 and geometry.padding_mode == "zeros" and len(geometry.input_size) == 2
     if not plain or {*geometry.stride, *geometry.dilation} != {1} or any(a != b for a, b in geometry.padding):
         return None
-    pads = (before for before, _ in geometry.padding)
+    pads = tuple(before for before, _ in geometry.padding)
+    if any(pad >= k for pad, k in zip(pads, shape[2:], strict=True)):
+        return None
     return shape[1], shape[0], *geometry.input_size, *geometry.output_size(shape[2:]), *shape[2:], *pads
+
+
+def kernel_sizes(weights: Sequence[Tensor], layers: Layers) -> list[_Sizes] | None:
+    """The layers as the kernels take them, or None if one cannot be."""
+    sizes = [_kernel_sizes(tuple(w.shape), g, w.dtype) for w, g in zip(weights, layers, strict=True)]
+    found = [size for size in sizes if size is not None]
+    return found if len(found) == len(sizes) else None
 
 
 def encode(layers: Sequence[ConvGeometry | None]) -> list[int]:
@@ -268,22 +272,62 @@ def decode(code: Sequence[int]) -> Layers:
     return [_decode_row(tuple(code[i : i + _WIDTH])) for i in range(0, len(code), _WIDTH)]
 
 
+_Found = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
 @torch.library.custom_op("iresnet_fast::power_iteration", mutates_args=())
 def _power_iteration(
     weights: list[Tensor], u: list[Tensor], v: list[Tensor], coeff: list[float], geometries: list[int], n: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layers = decode(geometries)
-    backend = OP.choose(weights[0].device)
-    if backend == "triton":
-        from ..kernels.power_iteration import launch_power_iteration, serves  # noqa: PLC0415  (needs Triton)
 
-        sizes = kernel_sizes(weights, layers)
-        if sizes is not None and serves(sizes):
-            with torch.cuda.device(weights[0].device):
-                return launch_power_iteration(weights, u, v, coeff, sizes, n)
-    if backend == "reference":
-        return _layer_by_layer(weights, u, v, coeff, layers, n)
-    return stacked_power_iteration(weights, u, v, coeff, layers, n)
+    def run(backend: str, members: list[int], sizes: list[_Sizes]) -> _Found:
+        own, own_u, own_v = ([parts[i] for i in members] for parts in (weights, u, v))
+        bounds = [coeff[i] for i in members]
+        if backend == "extension":
+            flat_sizes = [*itertools.chain(*sizes)]
+            found: _Found = torch.ops.iresnet_fast.power_iteration_cpu(own, own_u, own_v, bounds, flat_sizes, n)
+            return found
+        if backend == "triton":
+            from ..kernels.power_iteration import launch_power_iteration  # noqa: PLC0415  (needs Triton)
+
+            with torch.cuda.device(own[0].device):
+                return launch_power_iteration(own, own_u, own_v, bounds, sizes, n)
+        compute = _layer_by_layer if backend == "reference" else stacked_power_iteration
+        return compute(own, own_u, own_v, bounds, [layers[i] for i in members], n)
+
+    shares = list(_share_out(weights, layers))
+    if len(shares) == 1:
+        return run(*shares[0])
+    found = _power_iteration_fake(weights, u, v, coeff, geometries, n)
+    targets = [split(flat, like) for flat, like in zip(found[:3], (weights, u, v), strict=True)]
+    for backend, members, sizes in shares:
+        *flats, sigma = run(backend, members, sizes)
+        for flat, target in zip(flats, targets, strict=True):
+            own = [target[i] for i in members]
+            torch._foreach_copy_(own, split(flat, own))
+        found[3][members] = sigma
+    return found
+
+
+def _share_out(weights: list[Tensor], layers: Layers) -> Iterator[tuple[str, list[int], list[_Sizes]]]:
+    """Which backend serves which layers; their sizes where they are plain enough for a kernel."""
+    backend = OP.choose(weights[0].device)
+    everything = list(range(len(weights)))
+    if backend not in ("triton", "extension"):
+        yield backend, everything, []
+        return
+    sizes = [_kernel_sizes(tuple(w.shape), g, w.dtype) for w, g in zip(weights, layers, strict=True)]
+    plain = [i for i in everything if sizes[i] is not None]
+    if backend == "triton":
+        from ..kernels.power_iteration import serves  # noqa: PLC0415  (needs Triton)
+
+        plain = [i for i in plain if (size := sizes[i]) is not None and serves([size])]
+    others = [i for i in everything if i not in set(plain)]
+    if plain:
+        yield backend, plain, [size for i in plain if (size := sizes[i]) is not None]
+    if others:
+        yield "stacked", others, []
 
 
 @_power_iteration.register_fake
@@ -319,13 +363,47 @@ def _power_iteration_backward(
     geometries: list[int],
 ) -> Tensor:
     layers = decode(geometries)
-    if OP.choose(sigma.device) == "triton":
-        from ..kernels.power_iteration import launch_gradient, serves  # noqa: PLC0415  (needs Triton)
+    us, vs = _split_vectors(u, v, grads, layers)
+    weights = split(normalized, grads)
 
-        sizes = kernel_sizes(grads, layers)
-        if sizes is not None and serves(sizes):
+    def run(backend: str, members: list[int], sizes: list[_Sizes]) -> Tensor:
+        own, flat, flat_u, flat_v, norms, bounds = grads, normalized, u, v, sigma, coeff
+        if len(members) < len(grads):
+            flat, flat_u, flat_v = (torch.cat([parts[i].reshape(-1) for i in members]) for parts in (weights, us, vs))
+            own, norms, bounds = [grads[i] for i in members], sigma[members], [coeff[i] for i in members]
+        if backend == "extension":
+            numbers = [*itertools.chain(*sizes)]
+            op = torch.ops.iresnet_fast.power_iteration_backward_cpu
+            gradient: Tensor = op(own, flat, flat_u, flat_v, norms, bounds, numbers)
+            return gradient
+        if backend == "triton":
+            from ..kernels.power_iteration import launch_gradient  # noqa: PLC0415  (needs Triton)
+
             with torch.cuda.device(sigma.device):
-                return launch_gradient(grads, normalized, u, v, sigma, coeff, sizes)
+                return launch_gradient(own, flat, flat_u, flat_v, norms, bounds, sizes)
+        return _gradient(own, flat, flat_u, flat_v, norms, bounds, [layers[i] for i in members])
+
+    shares = list(_share_out(grads, layers))
+    if len(shares) == 1:
+        return run(*shares[0])
+    out = torch.empty_like(normalized)
+    target = split(out, grads)
+    for backend, members, sizes in shares:
+        own = [target[i] for i in members]
+        torch._foreach_copy_(own, split(run(backend, members, sizes), own))
+    return out
+
+
+def _gradient(
+    grads: Sequence[Tensor],
+    normalized: Tensor,
+    u: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    coeff: Sequence[float],
+    layers: Layers,
+) -> Tensor:
+    """The flat gradient without kernels of our own."""
     out = torch.empty_like(normalized)
     bounds = sigma.new_tensor(coeff)
     scale = (sigma / bounds).clamp_min(1.0)
@@ -379,8 +457,9 @@ def _self_test(device: torch.device) -> float:
 OP = register(
     Op(
         "power_iteration",
-        {"cpu": ("stacked", "reference"), "cuda": ("triton", "stacked", "reference")},
+        {"cpu": ("extension", "stacked", "reference"), "cuda": ("triton", "stacked", "reference")},
         _self_test,
         self_test_tolerance=1e-5,
+        compiled="power_iteration_cpu",
     )
 )

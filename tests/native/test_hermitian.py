@@ -35,6 +35,18 @@ for shape, size, options in [
         unit = (weight, list(size), *([options.get(key, 1)] * len(size) for key in ("stride", "dilation")))
         proven = torch.ops.iresnet_fast.conv_norm_below(*unit, options.get("groups", 1), tau, 1e-12)
         assert bool(proven) == (tau > norm), (shape, tau, norm)
+layers = [(5, 3, 6, 7, 6, 7, 3, 3, 1, 1), (9, 7, 1, 1, 1, 1, 1, 1, 0, 0), (4, 6, 6, 6, 7, 3, 2, 4, 1, 0),
+          (1, 2, 2, 2, 2, 2, 5, 5, 2, 2)]
+weights, u, v = [], [], []
+for c_in, c_out, h_in, w_in, h_out, w_out, kh, kw, *_ in layers:
+    weights.append(torch.randn(c_out, c_in, kh, kw))
+    u.append(torch.randn(c_out, h_out, w_out))
+    v.append(torch.randn(c_in, h_in, w_in))
+sizes = [number for layer in layers for number in layer]
+for n in (0, 3):
+    found = torch.ops.iresnet_fast.power_iteration_cpu(weights, u, v, [0.5] * 4, sizes, n)
+    out = torch.ops.iresnet_fast.power_iteration_backward_cpu(weights, *found, [0.5] * 4, sizes)
+    assert all(bool(part.isfinite().all()) for part in (*found, out))
 """
 
 

@@ -32,6 +32,20 @@ LAYERS = [
 ]
 
 
+# What the kernels take: odd sizes, more and fewer channels than a tile, padding that is not "same".
+PLAIN = [
+    ((5, 3, 3, 3), geometry((6, 7))),
+    ((34, 40, 1, 1), None),
+    ((7, 9), None),
+    ((3, 35, 3, 3), geometry((4, 5))),
+    ((4, 4, 2, 4), ConvGeometry((6, 6), (1, 1), (1, 1), ((1, 1), (0, 0)))),
+    ((2, 2, 3, 3), ConvGeometry((9, 8), (1, 1), (1, 1), ((0, 0), (2, 2)))),
+    ((9, 6, 1, 1), geometry((5, 4), padding=0)),
+    ((1, 1), None),
+    ((6, 5, 5, 5), geometry((5, 5), padding=2)),
+]
+
+
 def unit(shape, **options):
     x = torch.randn(shape, **options)
     return x / x.norm()
@@ -58,10 +72,11 @@ def backend(request, monkeypatch):
     monkeypatch.setenv(VARIABLE, request.param)
 
 
+@pytest.mark.parametrize("layers", [LAYERS, PLAIN, PLAIN + LAYERS], ids=["any", "plain", "mixed"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("n", [0, 1, 4])
-def test_agrees_with_the_layer_by_layer_definition(backend, dtype, n):
-    weights, u, v, geometries = problem(dtype=dtype)
+def test_agrees_with_the_layer_by_layer_definition(backend, layers, dtype, n):
+    weights, u, v, geometries = problem(layers, dtype)
     found = irf.ops.power_iteration(weights, u, v, coeff=0.9, geometries=geometries, n_iterations=n)
     tolerance = FLOAT64 if dtype == torch.float64 else GROUPED
     for i, exact in enumerate(expected(weights, u, v, geometries, 0.9, n)):
@@ -82,10 +97,26 @@ def test_gradients(backend, layers_per_node):
         return irf.ops.power_iteration(list(weights), u, v, **options).weights
 
     inputs = [weight.requires_grad_() for weight in weights]
-    assert torch.autograd.gradcheck(normalise, inputs)
+    assert torch.autograd.gradcheck(normalise, inputs, fast_mode=True)
     few = slice(0, 3)
     u, v, coeff, geometries, layers_per_node = u[few], v[few], coeff[few], geometries[few], None
-    assert torch.autograd.gradgradcheck(normalise, inputs[few])
+    assert torch.autograd.gradcheck(normalise, inputs[few])
+    assert torch.autograd.gradgradcheck(normalise, inputs[few], fast_mode=True)
+
+
+@pytest.mark.parametrize("layers", [PLAIN, PLAIN[:3] + LAYERS], ids=["plain", "mixed"])
+def test_float32_gradients(backend, layers):
+    weights, u, v, geometries = problem(layers, torch.float32)
+    weights[0] *= 0.01  # below its coefficient
+    inputs = [weight.requires_grad_() for weight in weights]
+    found = irf.ops.power_iteration(inputs, u, v, coeff=0.9, geometries=geometries, n_iterations=2)
+    grads = [torch.randn_like(weight) for weight in weights]
+    torch.autograd.backward(found.weights, grads)
+    for i, weight in enumerate(weights):
+        alone = weight.detach().double().requires_grad_()
+        sigma = reference.estimate(alone, found.u[i].double(), found.v[i].double(), geometries[i])
+        (reference.normalized(alone, sigma, 0.9) * grads[i]).sum().backward()
+        assert float((weight.grad - alone.grad).abs().max()) <= GROUPED * float(alone.grad.abs().max())
 
 
 def test_gradient_with_vectors_iterated_and_unused_layers(backend):
@@ -138,11 +169,12 @@ def test_layouts_and_empty_lists():
     assert len(nothing.sigma) == 0
 
 
-def test_weights_that_cannot_be_normalised(backend):
+@pytest.mark.parametrize("layers", [LAYERS, PLAIN], ids=["any", "plain"])
+def test_weights_that_cannot_be_normalised(backend, layers):
     """Zero: vectors stay. Not finite: σ shows it, and no other layer is touched."""
-    weights, u, v, geometries = problem()
+    weights, u, v, geometries = problem(layers, torch.float32)
     weights[0].zero_()
-    weights[1][0, 0, 0, 0] = float("nan")
+    weights[1].view(-1)[0] = float("nan")
     found = irf.ops.power_iteration(weights, u, v, coeff=0.9, geometries=geometries, n_iterations=2)
     assert torch.equal(found.u[0], u[0])
     assert torch.equal(found.v[0], v[0])
