@@ -376,9 +376,17 @@ struct Layers {
     weight.push_back(at_weight), u.push_back(at_u), v.push_back(at_v);
   }
 
-  // Every layer once, by whichever thread is free; the largest first.
+  // Every layer once, by whichever thread is free; the largest first. Products: of a layer's operator with a vector.
   template <typename Work>
-  void in_parallel(const Work& work) const {
+  void in_parallel(int64_t products, const Work& work) const {
+    constexpr double kWorthThreads = 1e7;  // multiplications, below which waking them takes longer
+    double cost = 0;
+    for (const Layer& layer : all) cost += layer.cost();
+    if (cost * products < kWorthThreads) {
+      Scratch scratch;
+      for (size_t item = 0; item < all.size(); ++item) work(item, scratch);
+      return;
+    }
     std::vector<size_t> order(all.size());
     std::iota(order.begin(), order.end(), size_t{0});
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return all[a].cost() > all[b].cost(); });
@@ -422,7 +430,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> power_iteration(at::T
     for (const auto& [list, to] : {std::pair{u[i], to_u + layers.u[i]}, std::pair{v[i], to_v + layers.v[i]}})
       std::memcpy(to, list.contiguous().const_data_ptr<float>(), list.numel() * sizeof(float));
   }
-  layers.in_parallel([&](size_t i, Scratch& scratch) {
+  layers.in_parallel(std::max<int64_t>(1, 2 * n), [&](size_t i, Scratch& scratch) {
     IRESNET_FAST_CHOOSE(iterate_layer, (layers.all[i], from[i], coeff[i], n, scratch, to_u + layers.u[i],
                                         to_v + layers.v[i], to_weight + layers.weight[i], to_sigma + i));
   });
@@ -442,7 +450,7 @@ at::Tensor power_iteration_backward(at::TensorList grads, const at::Tensor& norm
   const float* norms = sigma.const_data_ptr<float>();
   std::vector<at::Tensor> kept;
   for (const at::Tensor& grad : grads) kept.push_back(grad.contiguous());
-  layers.in_parallel([&](size_t i, Scratch& scratch) {
+  layers.in_parallel(1, [&](size_t i, Scratch& scratch) {
     const int64_t at = layers.weight[i];
     IRESNET_FAST_CHOOSE(differentiate_layer,
                         (layers.all[i], kept[i].const_data_ptr<float>(), weight + at, from_u + layers.u[i],

@@ -4,7 +4,7 @@ from .activations import ACTIVATIONS, LipSwish, MaxMin
 from .actnorm import ActNorm
 from .branches import Bottleneck, LipschitzMLP
 from .frozen import frozen_state
-from .fuse import fuse, is_fused, unfuse
+from .fuse import fuse, fused_weights, is_fused, unfuse
 from .injective_pad import InjectivePad
 from .residual_block import InvertibleResidualBlock
 from .sequential import ChainInverseResult, InvertibleSequential
@@ -30,6 +30,7 @@ __all__ = [
     "find_spectral_norm",
     "frozen_state",
     "fuse",
+    "fused_weights",
     "is_fused",
     "spectral_norm",
     "unfuse",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..ops.power_iteration import power_iteration
 from .spectral_norm import SpectralNorm, check_input_size, check_sigma
@@ -34,7 +36,7 @@ def fuse(module: _Module) -> _Module:
         The module itself. Fusing it again changes nothing; :func:`unfuse` undoes it.
 
     Raises:
-        TypeError: not a module; from the forward, weights that are sharded (FSDP2): their norm is not that of a part.
+        TypeError: not a module; from the forward, a module under ``fully_shard`` (FSDP2).
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"fuse takes a module, got {type(module).__name__}")
@@ -51,6 +53,17 @@ def unfuse(module: _Module) -> _Module:
         for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
             hooks.pop(key, None)
     return module
+
+
+@contextmanager
+def fused_weights(module: nn.Module) -> Iterator[None]:
+    """Within it the layers of a module in training mode have the weights of one grouped update, made on entry."""
+    fusion = _Fusion()
+    try:
+        fusion.update(module, ())
+        yield
+    finally:
+        fusion.release(module, (), None)
 
 
 def is_fused(module: nn.Module) -> bool:
@@ -78,6 +91,7 @@ class _Fusion:
 
     def update(self, module: nn.Module, args: Any) -> None:
         """Before a forward: iterate, and hand each layer its weight."""
+        _check_not_sharded(module)
         for members in _groups(module):
             norms, weights = zip(*members, strict=True)
             with torch.autocast(weights[0].device.type, enabled=False):
@@ -91,8 +105,11 @@ class _Fusion:
                     layers_per_node=_stages(norms),
                 )
             check_sigma(found.sigma, weights)
-            for norm, weight, normalized, u, v in zip(norms, weights, found.weights, found.u, found.v, strict=True):
-                norm.accept(weight, normalized, u, v)
+            with torch.no_grad():
+                vectors = [*(norm._u for norm in norms), *(norm._v for norm in norms)]
+                torch._foreach_copy_(vectors, [*found.u, *found.v])
+            for norm, weight, normalized in zip(norms, weights, found.weights, strict=True):
+                norm.lend(weight, normalized)
                 self._lent.append(norm)
 
     def release(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -106,17 +123,26 @@ def _groups(module: nn.Module) -> Iterator[list[tuple[SpectralNorm, Tensor]]]:
     """The norms that can be updated together, with their weights: of one device, dtype and number of iterations."""
     found: dict[tuple[Any, ...], list[tuple[SpectralNorm, Tensor]]] = {}
     for part in module.modules():
-        for parametrizations in getattr(part, "parametrizations", {}).values():
-            norm, weight = parametrizations[0], parametrizations.original
-            if not isinstance(norm, SpectralNorm) or not norm.can_be_updated(weight):
-                continue
-            if hasattr(weight, "full_tensor"):
-                raise TypeError(
-                    "fuse: a weight is a DTensor, a shard of which has another norm than the whole. Remedy: "
-                    "DistributedDataParallel, or fully_shard with the normalised layers left out"
-                )
-            found.setdefault((weight.device, weight.dtype, norm.n_power_iterations), []).append((norm, weight))
+        if not isinstance(part, parametrize.ParametrizationList):
+            continue
+        norm, weight = part[0], part.original
+        if not isinstance(norm, SpectralNorm) or not norm.can_be_updated(weight):
+            continue
+        found.setdefault((weight.device, weight.dtype, norm.n_power_iterations), []).append((norm, weight))
     yield from found.values()
+
+
+def _check_not_sharded(module: nn.Module) -> None:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415  (slow to import, and rarely needed)
+
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        raise TypeError(
+            "fuse: fully_shard (FSDP2) keeps a part of each weight on each rank and frees the whole after use, while a "
+            "grouped update needs all weights at once, as its gradient does. Remedy: DistributedDataParallel, or "
+            "irf.unfuse(model) before fully_shard"
+        )
 
 
 def _stages(norms: tuple[SpectralNorm, ...]) -> list[int]:

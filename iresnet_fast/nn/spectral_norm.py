@@ -96,11 +96,8 @@ class SpectralNorm(nn.Module):
         at_its_own_use = self._fitted_to is None or self.frozen or self.tol is not None or self.held is not None
         return self.training and not at_its_own_use and weight.dtype == _compute_dtype(weight)
 
-    def accept(self, weight: Tensor, normalized: Tensor, u: Tensor, v: Tensor) -> None:
-        """Take u and v of a weight, and give out its normalised weight while it is ``held``."""
-        with torch.no_grad():
-            self._u.copy_(u)
-            self._v.copy_(v)
+    def lend(self, weight: Tensor, normalized: Tensor) -> None:
+        """Give out this normalised weight, to which u and v have been fitted, while it is ``held``."""
         if not torch.compiler.is_compiling():
             self._fitted_to = _identity(weight)
         self.held = normalized

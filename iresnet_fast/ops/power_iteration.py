@@ -210,11 +210,14 @@ def _check(
 
 def vector_shapes(weight: Tensor, geometry: ConvGeometry | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of u and v of a layer."""
+    return _vector_shapes(tuple(weight.shape), geometry)
+
+
+@lru_cache(maxsize=1024)
+def _vector_shapes(shape: tuple[int, ...], geometry: ConvGeometry | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if geometry is None:
-        out, into = weight.shape[0], weight[0].numel()
-        return (out,), (into,)
-    c_in = weight.shape[1] * geometry.groups
-    return (weight.shape[0], *geometry.output_size(tuple(weight.shape[2:]))), (c_in, *geometry.input_size)
+        return (shape[0],), (math.prod(shape[1:]),)
+    return (shape[0], *geometry.output_size(shape[2:])), (shape[1] * geometry.groups, *geometry.input_size)
 
 
 @lru_cache(maxsize=1024)
@@ -242,18 +245,19 @@ def kernel_sizes(weights: Sequence[Tensor], layers: Layers) -> list[_Sizes] | No
 
 def encode(layers: Sequence[ConvGeometry | None]) -> list[int]:
     """Geometries as the ints that an op's schema can take."""
-    code: list[int] = []
-    for geometry in layers:
-        if geometry is None:
-            code += [0] * _WIDTH
-            continue
-        axes = len(geometry.input_size)
-        row = [axes]
-        for entries in (geometry.input_size, geometry.stride, geometry.dilation):
-            row += [*entries, *[0] * (_AXES - axes)]
-        row += [side for pair in geometry.padding for side in pair] + [0] * (2 * (_AXES - axes))
-        code += [*row, int(geometry.padding_mode == "circular"), geometry.groups]
-    return code
+    return [number for geometry in layers for number in _encode_row(geometry)]
+
+
+@lru_cache(maxsize=256)
+def _encode_row(geometry: ConvGeometry | None) -> tuple[int, ...]:
+    if geometry is None:
+        return (0,) * _WIDTH
+    axes = len(geometry.input_size)
+    row = [axes]
+    for entries in (geometry.input_size, geometry.stride, geometry.dilation):
+        row += [*entries, *[0] * (_AXES - axes)]
+    row += [side for pair in geometry.padding for side in pair] + [0] * (2 * (_AXES - axes))
+    return (*row, int(geometry.padding_mode == "circular"), geometry.groups)
 
 
 @lru_cache(maxsize=256)
