@@ -147,8 +147,8 @@ def _examine() -> dict[str, Any]:
 
 def _examine_op(name: str, device: str) -> dict[str, Any]:
     op = REGISTRY[name]
-    tried = [backend for backend in BACKENDS if backend != "auto"]
-    why_not = {backend: reason for backend in tried if (reason := op.obstacle(backend, device))}
+    candidates = op.backends.get(device, ("reference",))
+    why_not = {backend: reason for backend in candidates if (reason := op.obstacle(backend, device))}
     finding: dict[str, Any] = {"op": name, "device": device, "why_not": why_not}
     try:
         finding["served_by"] = op.choose(torch.device(device))

@@ -41,7 +41,7 @@ def test_doctor():
     assert all(op["self_test"] == "passed" for op in findings["ops"])
     text = run("doctor").stdout
     assert "conv_singular_values" in text
-    assert "IRESNET_FAST_BACKEND=auto|reference|triton|extension" in text
+    assert "IRESNET_FAST_BACKEND=auto|reference|stacked|triton|extension" in text
 
 
 def test_doctor_names_a_choice_that_cannot_be_served():

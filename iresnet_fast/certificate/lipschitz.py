@@ -45,7 +45,7 @@ class NotProvenError(Exception):
 
 
 def layer_bound(module: nn.Module, weight: Tensor) -> float:
-    """Proven norm of a linear or convolution layer with this weight."""
+    """Proven norm of a linear or convolution layer with this weight; a transposed one has its convolution's."""
     layer: Any = module
     check_values("weight", weight)
     if layer.bias is not None:
@@ -92,7 +92,8 @@ def _dropout(module: nn.modules.dropout._DropoutNd) -> float:
     return 1 / (1 - module.p)
 
 
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, SpectralLinear, SpectralConv2d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (nn.Linear, *_CONVOLUTIONS, SpectralLinear, SpectralConv2d)
 _ONE = (nn.Identity, nn.ReLU, nn.ReLU6, nn.Tanh, nn.Softsign, nn.Hardtanh, nn.Flatten, LipSwish, MaxMin)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -46,9 +46,10 @@ def load(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, exact: 
         ValueError: settings that this network has no counterpart of, or a state dict that does not belong to them;
             the message names what is missing, left over or of another shape.
 
-    Example:
-        >>> state = safetensors.torch.load_file("iresnet37_mnist.safetensors")
-        >>> model = irf.compat.official.load(state, json.loads(Path("iresnet37_mnist.json").read_text()))
+    Example::
+
+        state = safetensors.torch.load_file("iresnet37_mnist.safetensors")
+        model = irf.compat.official.load(state, json.loads(Path("iresnet37_mnist.json").read_text()))
     """
     state = {name.removeprefix("module."): value for name, value in state_dict.items()}
     model = IResNetClassifier(_classifier_config(config, constrained=any("weight_orig" in name for name in state)))

@@ -24,7 +24,14 @@ _FIRST_ITERATIONS = 15
 _REFRESH_TOL, _REFRESH_ITERATIONS = 1e-6, 200
 # What u and v were last fitted to, where they came with their weight from a state dict.
 _LOADED = (0, -1)
-_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_CONVOLUTIONS: dict[type[nn.Module], int] = {
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
 
 
 class SpectralNorm(nn.Module):
@@ -165,11 +172,12 @@ def spectral_norm(
     reshaped kernel that ``torch.nn.utils.parametrizations.spectral_norm`` takes.
 
     Args:
-        module: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` (zero or circular padding).
+        module: ``nn.Linear``, a convolution of 1 to 3 axes (zero or circular padding), or a transposed one, whose
+            operator is the adjoint of the convolution with its weight.
         coeff: the Lipschitz coefficient c > 0; below 1 for a residual branch.
         n_power_iterations: iterations per training forward, at least 1.
         tol: iterate until σ's relative change is below tol instead, at most ``n_power_iterations`` times.
-        input_size: spatial size of the convolution's input in pixels; not needed for 1×1 and linear layers.
+        input_size: spatial size of the layer's input in pixels; not needed for 1×1 and linear layers.
         name: of the parameter.
 
     Returns:
@@ -193,7 +201,10 @@ def spectral_norm(
     kind = parametrize.type_before_parametrizations(module)
     axes = next((n for base, n in _CONVOLUTIONS.items() if issubclass(kind, base)), None)
     if axes is None and not issubclass(kind, nn.Linear):
-        raise TypeError(f"spectral_norm serves nn.Linear, nn.Conv1d, nn.Conv2d and nn.Conv3d, got {kind.__name__}")
+        raise TypeError(
+            f"spectral_norm serves nn.Linear, nn.Conv1d to nn.Conv3d and nn.ConvTranspose1d to nn.ConvTranspose3d, got "
+            f"{kind.__name__}"
+        )
     weight = getattr(module, name, None)
     if not isinstance(weight, Tensor) or weight.dim() < 2:
         raise ValueError(f"{kind.__name__} has no weight named {name!r}")
@@ -240,10 +251,10 @@ def check_input_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     norm = find_spectral_norm(module)
     if norm is None or norm.geometry is None:
         return
-    expected, found = (
-        norm.geometry.input_size,
-        tuple((args[0] if args else kwargs["input"]).shape[-len(norm.geometry.input_size) :]),
-    )
+    expected = norm.geometry.input_size
+    if module.transposed:  # its input is the output of the convolution
+        expected = norm.geometry.output_size(module.kernel_size)  # type: ignore[arg-type]
+    found = tuple((args[0] if args else kwargs["input"]).shape[-len(expected) :])
     if found != expected:
         raise ValueError(
             f"this convolution was normalised for input_size={expected}, got an input of spatial size {found}: its "
@@ -282,8 +293,14 @@ def _conv_geometry(
             f"input_size is missing: the norm of a convolution with a kernel of {tuple(weight.shape[2:])} depends on "
             f"the spatial size of its input. Remedy: input_size={('H', 'W', 'D')[:axes]} in pixels"
         )
+    size = (1,) * axes if input_size is None else per_axis("input_size", input_size, axes)
+    if conv.transposed:
+        rows = zip(size, weight.shape[2:], conv.stride, conv.dilation, padding, conv.output_padding, strict=True)
+        size = tuple((n - 1) * s - sum(p) + d * (k - 1) + extra + 1 for n, k, s, d, p, extra in rows)
+        if min(size) < 1:
+            raise ValueError(f"input_size={input_size} gives an output of size {size}")
     geometry = ConvGeometry(
-        input_size=(1,) * axes if input_size is None else per_axis("input_size", input_size, axes),
+        input_size=size,
         stride=conv.stride,
         dilation=conv.dilation,
         padding=padding,
