@@ -211,6 +211,16 @@ IRESNET_FAST_INLINE double dot(const float* a, const float* b, int64_t n) {
   return result;
 }
 
+// The norm, in double where squares leave the range of float.
+IRESNET_FAST_INLINE double norm_of(const float* x, int64_t n) {
+  double squares = dot(x, x, n);
+  if (!(squares > 1e-30 && squares < 1e30)) {
+    squares = 0;
+    for (int64_t i = 0; i < n; ++i) squares += static_cast<double>(x[i]) * x[i];
+  }
+  return std::sqrt(squares);
+}
+
 // to = from / divisor
 IRESNET_FAST_INLINE void divide(const float* from, float divisor, float* to, int64_t n) {
   int64_t i = 0;
@@ -259,7 +269,7 @@ IRESNET_FAST_INLINE void iterate(const Layer& layer, const float* weight, double
     const int64_t size = adjoint ? layer.v_size() : layer.u_size();
     image.resize(size);
     apply(layer, adjoint, weight, adjoint ? u : v, scratch, image.data());
-    estimate = std::sqrt(dot(image.data(), image.data(), size));
+    estimate = norm_of(image.data(), size);
     // A zero or non-finite vector is not taken: the one before stays.
     const float norm = static_cast<float>(estimate);
     if (norm > 0 && std::isfinite(norm)) divide(image.data(), norm, adjoint ? v : u, size);
@@ -365,11 +375,16 @@ struct Layers {
   std::vector<Layer> all;
   std::vector<int64_t> weight, u, v;
 
-  explicit Layers(at::IntArrayRef sizes) {
+  explicit Layers(at::IntArrayRef sizes, at::ArrayRef<double> coeff) {
+    TORCH_CHECK(sizes.size() % 10 == 0 && sizes.size() / 10 == coeff.size() && !coeff.empty(),
+                "sizes needs ten numbers for each of the ", coeff.size(), " layers, got ", sizes.size());
     int64_t at_weight = 0, at_u = 0, at_v = 0;
     for (size_t i = 0; i + 10 <= sizes.size(); i += 10) {
       const int64_t* s = sizes.data() + i;
       all.push_back({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9]});
+      TORCH_CHECK(*std::min_element(s, s + 8) > 0 && 0 <= s[8] && s[8] < s[6] && 0 <= s[9] && s[9] < s[7] &&
+                      s[4] == s[2] + 2 * s[8] - s[6] + 1 && s[5] == s[3] + 2 * s[9] - s[7] + 1,
+                  "sizes of layer ", all.size() - 1, " are no convolution: ", sizes.slice(i, 10));
       weight.push_back(at_weight), u.push_back(at_u), v.push_back(at_v);
       at_weight += all.back().weights(), at_u += all.back().u_size(), at_v += all.back().v_size();
     }
@@ -410,7 +425,7 @@ void check_list(const char* name, at::TensorList list, const std::vector<int64_t
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> power_iteration(at::TensorList weights, at::TensorList u,
                                                                            at::TensorList v, at::ArrayRef<double> coeff,
                                                                            at::IntArrayRef sizes, int64_t n) {
-  const Layers layers(sizes);
+  const Layers layers(sizes, coeff);
   check_list("weights", weights, layers.weight);
   check_list("u", u, layers.u);
   check_list("v", v, layers.v);
@@ -440,8 +455,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> power_iteration(at::T
 at::Tensor power_iteration_backward(at::TensorList grads, const at::Tensor& normalized, const at::Tensor& u,
                                     const at::Tensor& v, const at::Tensor& sigma, at::ArrayRef<double> coeff,
                                     at::IntArrayRef sizes) {
-  const Layers layers(sizes);
+  const Layers layers(sizes, coeff);
   check_list("grads", grads, layers.weight);
+  const auto check = [](const char* name, const at::Tensor& flat, int64_t size) {
+    TORCH_CHECK(flat.numel() == size && flat.is_contiguous() && flat.scalar_type() == at::kFloat, name, " must be ",
+                size, " contiguous float32 values");
+  };
+  check("normalized", normalized, layers.weight.back());
+  check("u", u, layers.u.back());
+  check("v", v, layers.v.back());
+  check("sigma", sigma, static_cast<int64_t>(layers.all.size()));
   const at::Tensor out = at::empty({layers.weight.back()}, normalized.options());
   float* to = out.data_ptr<float>();
   const float* weight = normalized.const_data_ptr<float>();

@@ -175,6 +175,8 @@ def _obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
     kind = type(module)
     if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
         return f"{kind.__name__} has a forward or inverse of its own that is not proven here"
+    if {"forward", "inverse"} & vars(module).keys():
+        return f"this {kind.__name__} has a forward or inverse of its own that is not proven here"
     if foreign_hooks(module):
         return "a forward hook may change what it computes. Remedy: remove the hook"
     return None

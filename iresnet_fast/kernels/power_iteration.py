@@ -51,8 +51,7 @@ class Tile:
         return {"num_warps": self.num_warps, "maxnreg": self.maxnreg}
 
 
-# For models with convolutions, and of matrices alone.
-TILES = {"conv": Tile(32, 32, 16, maxnreg=128), "matrix": Tile(64, 16, 32, maxnreg=192)}
+TILE = Tile(32, 32, 16, maxnreg=128)
 MAX_SLOTS = 2048
 
 
@@ -336,7 +335,7 @@ class Plan:
 def _plan(layers: tuple[Sizes, ...]) -> Plan | None:
     """The plan, or None where a layer has more slots than a program adds up."""
     table = [[*sizes, *[0] * (_ROW - len(sizes))] for sizes in layers]
-    tile = TILES["matrix" if all(row[_H_OUT] * row[_W_OUT] == 1 for row in table) else "conv"]
+    tile = TILE
     forward: list[list[int]] = []
     adjoint: list[list[int]] = []
     finish: list[list[int]] = []
@@ -375,13 +374,17 @@ def _plan(layers: tuple[Sizes, ...]) -> Plan | None:
 
 
 @lru_cache(maxsize=64)
-def _device_tables(layers: tuple[Sizes, ...], coeff: tuple[float, ...], device: torch.device) -> dict[str, Tensor]:
+def _device_tables(layers: tuple[Sizes, ...], device: torch.device) -> dict[str, Tensor]:
     """The plan's tables on a device."""
     plan = _plan(layers)
     assert plan is not None
     tables = {name: getattr(plan, name) for name in ("table", "forward", "adjoint", "finish", "dots", "gradient")}
-    made = {name: torch.tensor(rows, dtype=torch.int64, device=device) for name, rows in tables.items()}
-    return {**made, "coeff": torch.tensor(coeff, dtype=torch.float32, device=device)}
+    return {name: torch.tensor(rows, dtype=torch.int64, device=device) for name, rows in tables.items()}
+
+
+@lru_cache(maxsize=64)
+def _coeffs(coeff: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(coeff, dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=64)
@@ -401,7 +404,7 @@ def launch_power_iteration(
     key, device = tuple(layers), weights[0].device
     plan = _plan(key)
     assert plan is not None
-    tables = _device_tables(key, tuple(coeff), device)
+    tables = _device_tables(key, device)
     weights = [weight.contiguous() for weight in weights]
     addresses = _addresses(tuple(weight.data_ptr() for weight in weights), device)
     given = torch.cat([part.reshape(-1) for part in (*u, *v)])
@@ -434,7 +437,7 @@ def launch_power_iteration(
         addresses,
         tables["table"],
         tables["finish"],
-        tables["coeff"],
+        _coeffs(tuple(coeff), device),
         given,
         raw,
         u_slots,
@@ -466,7 +469,7 @@ def launch_gradient(
     key, device = tuple(layers), sigma.device
     plan = _plan(key)
     assert plan is not None
-    tables = _device_tables(key, tuple(coeff), device)
+    tables = _device_tables(key, device)
     given = torch.cat([grad.reshape(-1) for grad in grads])
     slots = given.new_empty(len(plan.dots))
     dots_kernel[(len(plan.dots),)](
@@ -477,7 +480,7 @@ def launch_gradient(
         given,
         tables["table"],
         tables["gradient"],
-        tables["coeff"],
+        _coeffs(tuple(coeff), device),
         sigma,
         u,
         v,

@@ -21,13 +21,14 @@ def fuse(module: _Module) -> _Module:
 
     Before each forward in training mode the power iterations of all layers under :func:`spectral_norm` run as one
     grouped op (:func:`iresnet_fast.ops.power_iteration`), and the layers use its weights for the length of that
-    forward. Parameters, buffers, state dict and numbers are those of the unfused model; a layer that one forward uses
-    several times is iterated once for it. Layers that need more than a fixed number of iterations (``tol=``, weights
-    loaded without u and v) or that are of low precision update themselves, as does a submodule that is called on its
-    own, and everything in evaluation mode.
+    forward. Parameters, buffers, state dict and numbers are those of the unfused model, with two exceptions: a layer
+    that one forward uses several times, or not at all, is iterated once for it. Layers that need more than a fixed
+    number of iterations (``tol=``, weights loaded without u and v) or that are of low precision update themselves, as
+    does a submodule that is called on its own, and everything in evaluation mode.
 
-    Layers may be added and removed later; copying, pickling and moving to another device keep the fusion. With
-    :class:`torch.nn.parallel.DistributedDataParallel` fuse the module inside, before or after wrapping it.
+    Layers may be added and removed later; copies and moves to another device keep the fusion. With
+    :class:`torch.nn.parallel.DistributedDataParallel` fuse the module inside, before or after wrapping it. Parts under
+    ``torch.utils.checkpoint`` run again in the backward, outside of the fused forward: fuse those parts, not the whole.
 
     Args:
         module: any module, called by ``module(...)``. The models of this package are fused already.
@@ -49,9 +50,13 @@ def fuse(module: _Module) -> _Module:
 
 def unfuse(module: _Module) -> _Module:
     """Let every spectral norm update itself again; undoes :func:`fuse` on this module, and changes it in place."""
-    for key in _fusion_hooks(module):
-        for hooks in (module._forward_pre_hooks, module._forward_hooks, module._forward_hooks_always_called):
-            hooks.pop(key, None)
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(fusion := getattr(hook, "__self__", None), _Fusion):
+                fusion.release(module, (), None)
+                del hooks[key]
+                if hooks is module._forward_hooks:
+                    module._forward_hooks_always_called.pop(key, None)
     return module
 
 
@@ -68,65 +73,58 @@ def fused_weights(module: nn.Module) -> Iterator[None]:
 
 def is_fused(module: nn.Module) -> bool:
     """Whether :func:`fuse` was called on this very module."""
-    return bool(_fusion_hooks(module))
+    return any(isinstance(getattr(hook, "__self__", None), _Fusion) for hook in module._forward_pre_hooks.values())
 
 
 def foreign_hooks(module: nn.Module) -> list[Any]:
     """Forward hooks of a module that may change what it computes: all but this package's own."""
-    hooks = {**module._forward_pre_hooks, **module._forward_hooks}
-    own = _fusion_hooks(module)
-    return [hook for key, hook in hooks.items() if key not in own and hook is not check_input_size]
-
-
-def _fusion_hooks(module: nn.Module) -> set[int]:
-    hooks = {**module._forward_pre_hooks, **module._forward_hooks}
-    return {key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Fusion)}
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    own = (hook is check_input_size or isinstance(getattr(hook, "__self__", None), _Fusion) for hook in hooks)
+    return [hook for hook, is_own in zip(hooks, own, strict=True) if not is_own]
 
 
 class _Fusion:
     """The hooks of one fused module: its layers have the weights of the grouped update for the length of a forward."""
 
-    def __init__(self) -> None:
-        self._lent: list[SpectralNorm] = []
-
     def update(self, module: nn.Module, args: Any) -> None:
         """Before a forward: iterate, and hand each layer its weight."""
+        self.release(module, (), None)  # what an interrupted forward left
         _check_not_sharded(module)
+        if parametrize._cache_enabled:  # then the caller wants one weight for several forwards
+            return
         for members in _groups(module):
             norms, weights = zip(*members, strict=True)
-            with torch.autocast(weights[0].device.type, enabled=False):
-                found = power_iteration(
-                    weights,
-                    [norm._u for norm in norms],
-                    [norm._v for norm in norms],
-                    coeff=[norm.coeff for norm in norms],
-                    geometries=[norm.geometry for norm in norms],
-                    n_iterations=norms[0].n_power_iterations,
-                    layers_per_node=_stages(norms),
-                )
+            found = power_iteration(
+                weights,
+                [norm._u for norm in norms],
+                [norm._v for norm in norms],
+                coeff=[norm.coeff for norm in norms],
+                geometries=[norm.geometry for norm in norms],
+                n_iterations=norms[0].n_power_iterations,
+                layers_per_node=_stages(norms),
+            )
             check_sigma(found.sigma, weights)
             with torch.no_grad():
                 vectors = [*(norm._u for norm in norms), *(norm._v for norm in norms)]
                 torch._foreach_copy_(vectors, [*found.u, *found.v])
             for norm, weight, normalized in zip(norms, weights, found.weights, strict=True):
-                norm.lend(weight, normalized)
-                self._lent.append(norm)
+                norm.lend(weight, normalized, self)
 
     def release(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a forward, or an error in it: the layers are on their own again."""
-        for norm in self._lent:
-            norm.held = None
-        self._lent.clear()
+        for part in module.modules():
+            if isinstance(part, SpectralNorm):
+                part.release(self)
 
 
 def _groups(module: nn.Module) -> Iterator[list[tuple[SpectralNorm, Tensor]]]:
     """The norms that can be updated together, with their weights: of one device, dtype and number of iterations."""
     found: dict[tuple[Any, ...], list[tuple[SpectralNorm, Tensor]]] = {}
     for part in module.modules():
-        if not isinstance(part, parametrize.ParametrizationList):
+        if not isinstance(part, parametrize.ParametrizationList) or not isinstance(norm := part[0], SpectralNorm):
             continue
-        norm, weight = part[0], part.original
-        if not isinstance(norm, SpectralNorm) or not norm.can_be_updated(weight):
+        weight = part.original
+        if not norm.can_be_updated(weight):
             continue
         found.setdefault((weight.device, weight.dtype, norm.n_power_iterations), []).append((norm, weight))
     yield from found.values()

@@ -173,7 +173,7 @@ def _checksum(tensor: Tensor) -> tuple[int, torch.Size, int]:
 def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     """The numbers, words and hooks that determine what a module computes besides its tensors."""
     # What an evaluation writes without changing the result.
-    bookkeeping = {"frozen", "_fitted_to"}
+    bookkeeping = {"frozen", "_fitted_to", "_lent_for"}
     values = [(key, value) for key, value in vars(module).items() if isinstance(value, (int, float, str, tuple))]
     hooks = ("hooks", (*map(id, module._forward_pre_hooks.values()), *map(id, module._forward_hooks.values())))
     return (*((key, value) for key, value in values if key not in bookkeeping), hooks)

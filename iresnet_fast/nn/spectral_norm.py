@@ -73,9 +73,12 @@ class SpectralNorm(nn.Module):
         self.tol = tol
         self.geometry = geometry
         self.frozen = False
-        # The normalised weight to give out in place of computing it; set by a Snapshot, or for the length of a forward
-        # by a fused update.
+        # The normalised weight to give out in place of computing it; set by a Snapshot.
         self.held: Tensor | None = None
+        # The same, of a fused update for the length of a training forward; of which weight, and whose update it was.
+        self._lent: Tensor | None = None
+        self._lent_for: tuple[int, int] | None = None
+        self._lender: object = None
         shape_u, shape_v = vector_shapes(weight, geometry)
         seed = zlib.crc32(f"{name}{tuple(weight.shape)}".encode())
         generator = torch.Generator().manual_seed(seed)
@@ -91,6 +94,8 @@ class SpectralNorm(nn.Module):
         """The normalised weight, of weight's shape and dtype."""
         if self.held is not None:
             return self.held
+        if self._lent is not None and self._is_current(weight):
+            return self._lent
         return normalized(weight, self._sigma(weight, *self._vectors(weight)), self.coeff)
 
     def start(self, weight: Tensor) -> None:
@@ -100,14 +105,27 @@ class SpectralNorm(nn.Module):
 
     def can_be_updated(self, weight: Tensor) -> bool:
         """Whether the next use is a training forward of a fixed number of iterations, which another may do for it."""
-        at_its_own_use = self._fitted_to is None or self.frozen or self.tol is not None or self.held is not None
-        return self.training and not at_its_own_use and weight.dtype == _compute_dtype(weight)
+        at_its_own_use = self._fitted_to is None or self.frozen or self.tol is not None
+        served = self.held is not None or self._lent is not None
+        plain = weight.dtype == self._u.dtype == _compute_dtype(weight) and weight.device == self._u.device
+        return self.training and plain and not (at_its_own_use or served)
 
-    def lend(self, weight: Tensor, normalized: Tensor) -> None:
-        """Give out this normalised weight, to which u and v have been fitted, while it is ``held``."""
+    def lend(self, weight: Tensor, normalized: Tensor, lender: object) -> None:
+        """Give out this normalised weight, to which u and v have been fitted, until :meth:`release`."""
         if not torch.compiler.is_compiling():
-            self._fitted_to = _identity(weight)
-        self.held = normalized
+            self._fitted_to = self._lent_for = _identity(weight)
+        self._lent, self._lender = normalized, lender
+
+    def release(self, lender: object) -> None:
+        """Forget the weight that this lender gave, if it did."""
+        if self._lender is lender:
+            self._lent = self._lent_for = self._lender = None
+
+    def _is_current(self, weight: Tensor) -> bool:
+        """Whether what was lent, maybe by a forward that was interrupted, is what a training forward would compute."""
+        if not self.training or self.frozen:
+            return False
+        return torch.compiler.is_compiling() or self._lent_for == _identity(weight)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What to store so that the weight becomes this one: itself, where its norm is at most coeff."""

@@ -91,7 +91,7 @@ def power_iteration(
     code = encode(layers)
     detached = [weight.detach() for weight in weights]
     flat, flat_u, flat_v, sigma = torch.ops.iresnet_fast.power_iteration(
-        detached, list(u), list(v), coeffs, code, n_iterations
+        detached, [part.detach() for part in u], [part.detach() for part in v], coeffs, code, n_iterations
     )
     us, vs = split(flat_u, u), split(flat_v, v)
     if not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
@@ -124,21 +124,35 @@ class _Node(torch.autograd.Function):
         sigma: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.coeff, ctx.layers = coeff, layers
-        ctx.save_for_backward(normalized, u, v, sigma, *weights)
-        return tuple(split(normalized, weights))
+        # Attributes, not saved tensors: a node serves many layers, whose gradients may be asked for one after another,
+        # with a step in between. The first gradient needs no weight.
+        ctx.coeff, ctx.layers, ctx.vectors = coeff, layers, (normalized, u, v, sigma)
+        ctx.weights, ctx.versions = weights, _versions(weights)
+        ctx.set_materialize_grads(False)
+        outputs = split(normalized, weights)
+        ctx.mark_non_differentiable(*(part for part, w in zip(outputs, weights, strict=True) if not w.requires_grad))
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        normalized, u, v, sigma, *weights = ctx.saved_tensors
+        weights, rest = ctx.weights, (None,) * 6
+        wanted = [grad is not None and need for grad, need in zip(grads, ctx.needs_input_grad[6:], strict=True)]
         given = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
-        rest = (None,) * 6
+        normalized, u, v, sigma = ctx.vectors
         if torch.is_grad_enabled():  # to be differentiated again
-            wanted = ctx.needs_input_grad[len(rest) :]
+            if _versions(weights) != ctx.versions:
+                raise RuntimeError("a weight was changed in place since its forward: its second gradient is lost")
             return *rest, *_differentiable_gradient(wanted, weights, given, u, v, ctx.coeff, ctx.layers)
         code = encode(ctx.layers)
         flat = torch.ops.iresnet_fast.power_iteration_backward(given, normalized, u, v, sigma, ctx.coeff, code)
-        return *rest, *split(flat, weights)
+        return *rest, *(part if want else None for part, want in zip(split(flat, weights), wanted, strict=True))
+
+
+def _versions(weights: Sequence[Tensor]) -> list[int] | None:
+    """Which in-place changes the weights have seen; not in compiled code, nor of tensors that do not count them."""
+    if torch.compiler.is_compiling() or any(weight.is_inference() for weight in weights):
+        return None
+    return [weight._version for weight in weights]
 
 
 def _differentiable_gradient(
@@ -154,8 +168,9 @@ def _differentiable_gradient(
     u, v = _split_vectors(flat_u, flat_v, weights, layers)
     for i, weight in enumerate(weights):
         if wanted[i]:
-            image = reference.normalized(weight, reference.estimate(weight, u[i], v[i], layers[i]), coeff[i])
-            yield torch.autograd.grad(image, weight, grads[i], create_graph=True)[0]
+            with torch.autocast(weight.device.type, enabled=False):
+                image = reference.normalized(weight, reference.estimate(weight, u[i], v[i], layers[i]), coeff[i])
+                yield torch.autograd.grad(image, weight, grads[i], create_graph=True)[0]
         else:
             yield None
 
@@ -192,6 +207,8 @@ def _check(
     if isinstance(n_iterations, bool) or not isinstance(n_iterations, int) or n_iterations < 0:
         raise ValueError(f"n_iterations must be an int that is not negative, got {n_iterations!r}")
     for index, weight in enumerate(weights):
+        if weight.numel() == 0:
+            raise ValueError(f"weight {index} of shape {tuple(weight.shape)} is empty")
         if weight.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"weight {index} must be float32 or float64, got {weight.dtype}. Remedy: weight.float()")
         for name, part in (("weight", weight), ("u", u[index]), ("v", v[index])):
@@ -298,7 +315,8 @@ def _power_iteration(
             with torch.cuda.device(own[0].device):
                 return launch_power_iteration(own, own_u, own_v, bounds, sizes, n)
         compute = _layer_by_layer if backend == "reference" else stacked_power_iteration
-        return compute(own, own_u, own_v, bounds, [layers[i] for i in members], n)
+        with torch.autocast(own[0].device.type, enabled=False):
+            return compute(own, own_u, own_v, bounds, [layers[i] for i in members], n)
 
     shares = list(_share_out(weights, layers))
     if len(shares) == 1:
@@ -385,7 +403,8 @@ def _power_iteration_backward(
 
             with torch.cuda.device(sigma.device):
                 return launch_gradient(own, flat, flat_u, flat_v, norms, bounds, sizes)
-        return _gradient(own, flat, flat_u, flat_v, norms, bounds, [layers[i] for i in members])
+        with torch.autocast(sigma.device.type, enabled=False):
+            return _gradient(own, flat, flat_u, flat_v, norms, bounds, [layers[i] for i in members])
 
     shares = list(_share_out(grads, layers))
     if len(shares) == 1:

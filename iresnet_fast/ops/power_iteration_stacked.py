@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,6 +45,7 @@ def stacked_power_iteration(
             to_v[i].copy_(vs[j].flatten())
             sigma[i] = estimate[j]
     scale = (sigma / sigma.new_tensor(coeff)).clamp_min(1.0)
+    scale = torch.where(scale < math.inf, scale, math.nan)  # zeros would not show that σ overflowed
     for i, weight in enumerate(weights):
         torch.div(weight.flatten(), scale[i], out=to_weight[i])
     return flat, flat_u, flat_v, sigma

@@ -35,7 +35,7 @@ def run(rank, address):
         dist.all_gather(other, value.contiguous())
         assert torch.equal(*other), name
     norms = [part for part in model.modules() if isinstance(part, irf.nn.SpectralNorm)]
-    assert norms and all(norm.held is None for norm in norms)
+    assert norms and all(norm._lent is None for norm in norms)
     dist.destroy_process_group()
 
 if __name__ == "__main__":

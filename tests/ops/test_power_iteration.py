@@ -120,17 +120,19 @@ def test_float32_gradients(backend, layers):
 
 
 def test_gradient_with_vectors_iterated_and_unused_layers(backend):
-    """u and v are constants of the gradient; a layer that the loss does not see gets none of the others' gradient."""
+    """u and v are constants of the gradient; a layer that the loss does not see, or that is frozen, gets none."""
     weights, u, v, geometries = problem()
     inputs = [weight.requires_grad_(i != 1) for i, weight in enumerate(weights)]
     found = irf.ops.power_iteration(inputs, u, v, coeff=0.9, geometries=geometries, n_iterations=2)
     grads = [torch.randn_like(weight) for weight in weights]
     used = [0, 2, 4]
     sum((found.weights[i] * grads[i]).sum() for i in used).backward()
+    assert not found.weights[1].requires_grad
     for i, weight in enumerate(weights):
         if i not in used:
-            assert weight.grad is None or weight.grad.abs().max() == 0
+            assert weight.grad is None
             continue
+        assert found.weights[i].requires_grad
         alone = weight.detach().clone().requires_grad_()
         sigma = reference.estimate(alone, found.u[i], found.v[i], geometries[i])
         (reference.normalized(alone, sigma, 0.9) * grads[i]).sum().backward()
@@ -152,6 +154,28 @@ def test_random_layers(data):
     found = irf.ops.power_iteration(weights, u, v, coeff=1.0, geometries=geometries, n_iterations=2)
     for i, exact in enumerate(expected(weights, u, v, geometries, 1.0, 2)):
         torch.testing.assert_close(found.weights[i], exact[0], rtol=1e-10, atol=1e-12)
+
+
+def test_one_backward_after_another():
+    """A node serves several layers; their gradients may be asked for apart, with a step in between."""
+    weights, u, v, geometries = problem(LAYERS[:3])
+    inputs = [weight.requires_grad_() for weight in weights]
+    found = irf.ops.power_iteration(inputs, u, v, coeff=0.9, geometries=geometries)
+    found.weights[0].sum().backward()
+    with torch.no_grad():
+        inputs[0] -= 0.1 * inputs[0].grad
+    found.weights[2].sum().backward()
+    assert inputs[2].grad is not None
+    with pytest.raises(RuntimeError, match="changed in place since its forward: its second gradient"):
+        torch.autograd.grad(found.weights[1].sum(), inputs[1], create_graph=True)
+
+
+def test_numbers_whose_squares_overflow():
+    weights, u, v, geometries = problem(PLAIN, torch.float32)
+    for scale in (1e25, 1e-25):
+        found = irf.ops.power_iteration([scale * w for w in weights], u, v, coeff=scale, geometries=geometries)
+        plain = irf.ops.power_iteration(weights, u, v, coeff=1.0, geometries=geometries)
+        torch.testing.assert_close(found.sigma / scale, plain.sigma, rtol=1e-4, atol=0)
 
 
 def test_layouts_and_empty_lists():
@@ -208,6 +232,7 @@ def test_geometries_survive_the_schema():
         ({"u": []}, ValueError, "u needs one entry for each of the 1 weights, got 0"),
         ({"u": [torch.ones(3)]}, ValueError, r"u 0 must have shape \(2,\), got \(3,\)"),
         ({"v": [torch.ones(2, dtype=torch.float64)]}, TypeError, "v 0 is torch.float64"),
+        ({"weights": [torch.ones(2, 0)]}, ValueError, r"weight 0 of shape \(2, 0\) is empty"),
         ({"coeff": 0.0}, ValueError, "coeff must be a positive number, got 0.0"),
         ({"coeff": [0.9, 0.9]}, ValueError, "coeff needs one entry"),
         ({"n_iterations": -1}, ValueError, "n_iterations must be an int that is not negative, got -1"),
