@@ -38,7 +38,7 @@ def test_every_layer_is_within_its_coefficient_after_enforce():
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     assert irf.enforce(model.eval()).guaranteed
     layers = [part for part in model.modules() if irf.nn.find_spectral_norm(part)]

@@ -227,7 +227,8 @@ def _check(
 
 def vector_shapes(weight: Tensor, geometry: ConvGeometry | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of u and v of a layer."""
-    return _vector_shapes(tuple(weight.shape), geometry)
+    shapes = _vector_shapes.__wrapped__ if torch.compiler.is_compiling() else _vector_shapes
+    return shapes(tuple(weight.shape), geometry)
 
 
 @lru_cache(maxsize=1024)
@@ -262,7 +263,8 @@ def kernel_sizes(weights: Sequence[Tensor], layers: Layers) -> list[_Sizes] | No
 
 def encode(layers: Sequence[ConvGeometry | None]) -> list[int]:
     """Geometries as the ints that an op's schema can take."""
-    return [number for geometry in layers for number in _encode_row(geometry)]
+    row = _encode_row.__wrapped__ if torch.compiler.is_compiling() else _encode_row  # dynamo warns of caches
+    return [number for geometry in layers for number in row(geometry)]
 
 
 @lru_cache(maxsize=256)
