@@ -175,6 +175,25 @@ def test_gradcheck_of_a_networks_inverse(training):
     assert torch.autograd.gradcheck(inverse, (z,), nondet_tol=1e-10)
 
 
+def test_fault_8_log_determinant_of_the_inverse():
+    """log|det d inverse/dy| is −log|det(I + J_g)|, of the Jacobian at the solution x, not at y."""
+    block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(4, (16,), coeff=0.95)).double().eval()
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            parameter.mul_(5 if "original" in name else 1)
+    x = torch.randn(1, 4, dtype=torch.float64)
+    y = block(x).detach()
+
+    def log_det(function, at):
+        jacobian = torch.autograd.functional.jacobian(function, at).reshape(4, 4)
+        return torch.linalg.slogdet(jacobian).logabsdet
+
+    inverse = log_det(lambda y: block.inverse(y, tol=1e-13), y)
+    torch.testing.assert_close(inverse, -log_det(block, x), rtol=0, atol=1e-9)
+    assert (inverse + log_det(block, y)).abs() > 1e-3
+    assert (inverse - log_det(block, x)).abs() > 1e-3
+
+
 def test_gradient_of_the_parameters_against_an_unrolled_solve():
     block = mlp_block(4, (6,)).train()
     y = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
