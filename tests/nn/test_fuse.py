@@ -118,6 +118,17 @@ def test_a_part_called_alone_and_an_error_in_the_middle(monkeypatch):
     assert all(part._lent is None for part in model.modules() if isinstance(part, SpectralNorm))
 
 
+class SideBySide(nn.Module):
+    """Layers that each take the input, in a dtype of their own."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        return [layer(x.to(layer.bias.dtype)) for layer in self.layers]
+
+
 class Interrupt(nn.Module):
     def forward(self, x):
         raise KeyboardInterrupt
@@ -236,15 +247,7 @@ def test_layers_that_update_themselves(monkeypatch):
     weight = {"parametrizations.weight.original": torch.randn(4, 4)}
     layers[2].load_state_dict(weight, strict=False)
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(layers)
-
-        def forward(self, x):
-            return [layer(x.to(layer.bias.dtype)) for layer in self.layers]
-
-    model = irf.fuse(Model()).train()
+    model = irf.fuse(SideBySide(layers)).train()
     calls = counted(monkeypatch)
     model(torch.randn(2, 4))
     alone = {id(irf.nn.find_spectral_norm(layer)) for layer in layers[:3]}
@@ -256,15 +259,7 @@ def test_different_numbers_of_iterations_and_dtypes(monkeypatch):
         irf.nn.SpectralLinear(4, 4).double()
     ]
 
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(layers)
-
-        def forward(self, x):
-            return [layer(x.to(layer.bias.dtype)) for layer in self.layers]
-
-    model = Model().train()
+    model = SideBySide(layers).train()
     plain = copy.deepcopy(model)
     calls = counted(monkeypatch)
     irf.fuse(model)(torch.ones(2, 4))
