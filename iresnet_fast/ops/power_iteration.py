@@ -73,7 +73,8 @@ def power_iteration(
 
     Raises:
         TypeError: weights that are not float32 or float64, or of several dtypes or devices.
-        ValueError: lists of different lengths, vectors of a wrong shape, coeff ≤ 0, a negative ``n_iterations``.
+        ValueError: lists of different lengths, an empty weight, vectors of a wrong shape, coeff ≤ 0, a negative
+            ``n_iterations``, ``layers_per_node`` that do not add up to L.
 
     Example:
         >>> w = torch.diag(torch.tensor([4.0, 1.0]))
@@ -239,7 +240,7 @@ def _vector_shapes(shape: tuple[int, ...], geometry: ConvGeometry | None) -> tup
 
 
 @lru_cache(maxsize=1024)
-def _kernel_sizes(shape: tuple[int, ...], geometry: ConvGeometry | None, dtype: torch.dtype) -> _Sizes | None:
+def kernel_sizes(shape: tuple[int, ...], geometry: ConvGeometry | None, dtype: torch.dtype) -> _Sizes | None:
     """A layer as the kernels take it, Triton's and C++'s; None where it is not plain enough, or not float32."""
     if dtype != torch.float32:
         return None
@@ -252,13 +253,6 @@ def _kernel_sizes(shape: tuple[int, ...], geometry: ConvGeometry | None, dtype: 
     if any(pad >= k for pad, k in zip(pads, shape[2:], strict=True)):
         return None
     return shape[1], shape[0], *geometry.input_size, *geometry.output_size(shape[2:]), *shape[2:], *pads
-
-
-def kernel_sizes(weights: Sequence[Tensor], layers: Layers) -> list[_Sizes] | None:
-    """The layers as the kernels take them, or None if one cannot be."""
-    sizes = [_kernel_sizes(tuple(w.shape), g, w.dtype) for w, g in zip(weights, layers, strict=True)]
-    found = [size for size in sizes if size is not None]
-    return found if len(found) == len(sizes) else None
 
 
 def encode(layers: Sequence[ConvGeometry | None]) -> list[int]:
@@ -341,7 +335,7 @@ def _share_out(weights: list[Tensor], layers: Layers) -> Iterator[tuple[str, lis
     if backend not in ("triton", "extension"):
         yield backend, everything, []
         return
-    sizes = [_kernel_sizes(tuple(w.shape), g, w.dtype) for w, g in zip(weights, layers, strict=True)]
+    sizes = [kernel_sizes(tuple(w.shape), g, w.dtype) for w, g in zip(weights, layers, strict=True)]
     plain = [i for i in everything if sizes[i] is not None]
     if backend == "triton":
         from ..kernels.power_iteration import serves  # noqa: PLC0415  (needs Triton)

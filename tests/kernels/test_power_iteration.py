@@ -45,7 +45,7 @@ for cases in (convolutions, matrices):
     shapes = [vector_shapes(weight, layer) for weight, layer in zip(weights, layers)]
     u, v = [unit(a) for a, _ in shapes], [unit(b) for _, b in shapes]
     coeff = [0.5 + 0.1 * i for i in range(len(cases))]
-    sizes = kernel_sizes(weights, layers)
+    sizes = [kernel_sizes(tuple(w.shape), layer, w.dtype) for w, layer in zip(weights, layers)]
     assert kernels.serves(sizes)
     for n in (0, 1, 4):
         found = kernels.launch_power_iteration(weights, u, v, coeff, sizes, n)
@@ -125,7 +125,8 @@ def test_launches_do_not_grow_with_depth(monkeypatch, depth, n):
     weights = [torch.empty(shape) for shape in shapes]
     vectors = [vector_shapes(weight, layer) for weight, layer in zip(weights, layers, strict=True)]
     u, v = ([torch.empty(shape) for shape in parts] for parts in zip(*vectors, strict=True))
-    coeff, sizes = [0.9] * len(layers), kernel_sizes(weights, layers)
+    coeff = [0.9] * len(layers)
+    sizes = [kernel_sizes(shape, geometry, torch.float32) for shape, geometry in zip(shapes, layers, strict=True)]
     flat, new_u, new_v, sigma = kernels.launch_power_iteration(weights, u, v, coeff, sizes, n)
     assert count == (2 * n + 1 if n else 2)
     kernels.launch_gradient(weights, flat, new_u, new_v, sigma, coeff, sizes)
@@ -138,7 +139,8 @@ def test_plan_covers_every_element_once():
     from iresnet_fast.ops.power_iteration import kernel_sizes
 
     shapes, layers = zip(*layers_of(1), ((7, 300), None), ((5, 3, 3, 3), same(33, 7)), strict=True)
-    plan = kernels._plan(tuple(kernel_sizes([torch.empty(shape) for shape in shapes], layers)))
+    sizes = [kernel_sizes(shape, geometry, torch.float32) for shape, geometry in zip(shapes, layers, strict=True)]
+    plan = kernels._plan(tuple(sizes))
     block_m, block_n = plan.tile.m, plan.tile.n
     # What is compiled ahead of time below is all that can be chosen.
     assert plan.tile == kernels.TILE
@@ -171,10 +173,10 @@ def test_what_the_kernels_leave_to_others():
         ((2, 2, 2, 2), ConvGeometry((8, 8), one, one, ((0, 1), (0, 1)))),
         ((2, 2, 3), ConvGeometry((8,), (1,), (1,), ((1, 1),))),
     ]:
-        assert kernel_sizes([torch.empty(2, 2), torch.empty(shape)], [None, geometry]) is None
-    assert kernel_sizes([torch.empty(2, 2, dtype=torch.float64)], [None]) is None
+        assert kernel_sizes(shape, geometry, torch.float32) is None
+    assert kernel_sizes((2, 2), None, torch.float64) is None
     # More slots than a program adds up.
-    assert not kernels.serves(kernel_sizes([torch.empty(64, 3, 3, 3)], [same(2048, 2048)]))
+    assert not kernels.serves([kernel_sizes((64, 3, 3, 3), same(2048, 2048), torch.float32)])
 
 
 @pytest.mark.full
