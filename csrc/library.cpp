@@ -22,6 +22,10 @@ TORCH_LIBRARY(iresnet_fast, m) {
       "power_iteration_backward_cpu(Tensor[] grads, Tensor normalized, Tensor u, Tensor v, Tensor sigma, float[] "
       "coeff, "
       "int[] sizes) -> Tensor");
+  m.def(
+      "mlp_inverse(Tensor y, Tensor x0, Tensor[] weights, Tensor?[] biases, int[] activations, Tensor parameters, "
+      "float tol, float lipschitz, int max_iterations, int patience, bool mixing) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor)");
   m.def("conv_symbol(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "

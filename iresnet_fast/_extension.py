@@ -42,6 +42,7 @@ def defines(op: str) -> bool:
     return loaded and hasattr(torch.ops.iresnet_fast, op)
 
 
+@torch.compiler.assume_constant_result
 def serves(op: str, device_type: str) -> bool:
     """Whether the compiled library has a kernel of this op for this kind of device (``"cpu"``, ``"cuda"``)."""
     key = device_type.upper()

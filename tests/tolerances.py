@@ -26,3 +26,5 @@ OFFICIAL_AGREEMENT = 1e-5
 GROUPED = 1e-5
 # Residuals of the fused step, relative, by accumulation dtype.
 UPDATE = {torch.float64: 1e-13, torch.float32: 1e-5}
+# Whole-block inverses: ‖x + g(x) − y‖ evaluated in float64, relative to max(1, ‖y‖), at tol 1e-12 and 1e-6.
+WHOLE_BLOCK = {torch.float64: 2e-6, torch.float32: 2e-6}

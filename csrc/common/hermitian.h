@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#define IRESNET_FAST_INLINE inline __attribute__((always_inline))
+#include "common/inline.h"
 
 namespace iresnet_fast {
 

@@ -25,7 +25,7 @@ from ..nn import (
     find_spectral_norm,
     frozen_state,
 )
-from ..nn.fuse import foreign_hooks
+from ..nn.inspection import obstacle
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
@@ -86,7 +86,7 @@ def certify(model: nn.Module, *, progress: Progress | None = None) -> Certificat
             if progress is not None:
                 progress(len(links), len(parts), name)
     blocks = tuple(link.block for link in links if link.block is not None)
-    obstacles = tuple(obstacle for link in links for obstacle in link.obstacles)
+    obstacles = tuple(reason for link in links for reason in link.obstacles)
     guaranteed = all(link.inverse_lipschitz is not None for link in links)
     return Certificate(
         guaranteed=guaranteed,
@@ -162,7 +162,7 @@ def _chains(module: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
 
 def _links(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     """The links of a chain in order, as often as they stand in it; a chain that is no plain one is its own link."""
-    if not isinstance(module, InvertibleSequential) or _obstacle(module, InvertibleSequential):
+    if not isinstance(module, InvertibleSequential) or obstacle(module, InvertibleSequential):
         return [(name, module)]
     # named_children would leave out a module that is used twice.
     prefix = "" if name == type(module).__name__ else f"{name}."
@@ -170,22 +170,10 @@ def _links(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [link for key, child in parts for link in _links(f"{prefix}{key}", child)]
 
 
-def _obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
-    """Why a module cannot be taken for what its type says; None where it can."""
-    kind = type(module)
-    if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
-        return f"{kind.__name__} has a forward or inverse of its own that is not proven here"
-    if {"forward", "inverse"} & vars(module).keys():
-        return f"this {kind.__name__} has a forward or inverse of its own that is not proven here"
-    if foreign_hooks(module):
-        return "a forward hook may change what it computes. Remedy: remove the hook"
-    return None
-
-
 def _link(name: str, module: nn.Module) -> _Link:
     known = next((kind for kind in _LINKS if isinstance(module, kind)), nn.Module)
-    if obstacle := _obstacle(module, known):
-        return _Link(None, None, (f"{name}: not proven: {obstacle}",))
+    if reason := obstacle(module, known):
+        return _Link(None, None, (f"{name}: not proven: {reason}",))
     if isinstance(module, InvertibleResidualBlock):
         block = _block(name, module)
         module.attach_proof(block.lipschitz)
@@ -193,11 +181,11 @@ def _link(name: str, module: nn.Module) -> _Link:
         if bound is None:
             return _Link(None, None, block.obstacles, block)
         if bound >= 1:
-            obstacle = (
+            too_large = (
                 f"{name}: proven Lip(g) ≤ {bound:.4g} is not below 1. Remedy: spectral_norm with a smaller coeff, or "
                 "enforce(model)"
             )
-            return _Link(1 + bound, None, (obstacle,), block)
+            return _Link(1 + bound, None, (too_large,), block)
         return _Link(1 + bound, 1 / (1 - bound), (), block)
     if isinstance(module, ActNorm):
         bounds = (float(module.log_scale.exp().max()), float((-module.log_scale).exp().max()))
@@ -217,11 +205,11 @@ def _block(name: str, block: InvertibleResidualBlock) -> BlockBound:
 def _branch(name: str, module: nn.Module, layers: list[LayerBound], obstacles: list[str]) -> float | None:
     """Proven Lipschitz bound of one module of a branch, noting layers and obstacles on the way."""
     kind = parametrize.type_before_parametrizations(module)
-    obstacle = _obstacle(module, kind)
+    reason = obstacle(module, kind)
     if getattr(module, "inplace", False):
-        obstacle = "it works in place, which overwrites the x of x + g(x). Remedy: inplace=False"
-    if obstacle:
-        obstacles.append(f"{name}: not proven: {obstacle}")
+        reason = "it works in place, which overwrites the x of x + g(x). Remedy: inplace=False"
+    if reason:
+        obstacles.append(f"{name}: not proven: {reason}")
         return None
     if kind in _CHAINS and kind not in REGISTRY:
         parts = [(key, part) for key, part in module._modules.items() if part is not None]
@@ -234,8 +222,8 @@ def _branch(name: str, module: nn.Module, layers: list[LayerBound], obstacles: l
         return None
     try:
         bound = float(REGISTRY[kind](module))
-    except NotProvenError as reason:
-        obstacles.append(f"{name}: not proven: {reason}")
+    except NotProvenError as error:
+        obstacles.append(f"{name}: not proven: {error}")
         return None
     if not (math.isfinite(bound) and bound >= 0):
         obstacles.append(f"{name}: not proven: the function registered for {kind.__name__} returned {bound}")

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..solvers import NotConvergedError, autocast_settings, evaluation_precision, invert_residual, sample_norms
 from .frozen import Snapshot, frozen_state
 from .residual_block import InvertibleResidualBlock, convolution_layout
+from .whole_block import invert_branch
 
 # A block's input is recomputed to this many eps of its dtype, or as near as rounding allows: at most so many eps of the
 # precision that the branch is evaluated in.
@@ -107,7 +108,7 @@ def _undo(link: nn.Module, y: Tensor, draw: _Draw | None) -> Tensor:
     tol = _TARGET * torch.finfo(y.dtype).eps
     options: dict[str, Any] = {"tol": tol, "on_failure": "return", "patience": _PATIENCE}
     if draw is None:
-        result = invert_residual(link.g, convolution_layout(link.g, y), **options)
+        result = invert_branch(link.g, convolution_layout(link.g, y), **options)
     else:
         y = draw.as_then(y)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from ..solvers import InverseResult, NotConvergedError, attach_gradient, invert_residual
+from ..solvers import InverseResult, NotConvergedError, attach_gradient
+from .fingerprint import Fingerprint, fingerprint
 from .frozen import Snapshot, frozen_state
+from .whole_block import Branch, invert_branch, read_branch
 
 
 class InvertibleResidualBlock(nn.Module):
@@ -33,7 +35,8 @@ class InvertibleResidualBlock(nn.Module):
         if not isinstance(g, nn.Module):
             raise TypeError(f"g must be an nn.Module, got {type(g).__name__}")
         self.g = g
-        self._proof: tuple[float, tuple[Any, ...]] | None = None
+        self._proof: tuple[float, Fingerprint] | None = None
+        self._known: tuple[Fingerprint, Branch | str] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to x + g(x)."""
@@ -69,21 +72,28 @@ class InvertibleResidualBlock(nn.Module):
         Args:
             y: (B, ...) outputs of the block. The branch is evaluated as a forward would be here: under
                 ``torch.autocast`` or with TF32 it is another function, and x is its inverse.
-            **options: ``tol``, ``max_iterations``, ``x0``, ``method``, ``on_failure`` and ``compact`` of
-                :func:`invert_residual`; ``lipschitz`` overrides the proven constant.
+            **options: ``tol``, ``max_iterations``, ``x0``, ``method``, ``on_failure``, ``patience`` and ``compact`` of
+                :func:`invert_residual`; ``lipschitz`` overrides the proven constant. ``path``: ``"auto"`` inverts the
+                whole block by one op where there is one for the branch, device and dtype
+                (:func:`iresnet_fast.ops.mlp_inverse`, :func:`iresnet_fast.ops.bottleneck_inverse`); ``"general"`` by
+                the solver that takes any branch; ``"fused"`` is an error where there is no such op. The result says
+                which, and why.
 
         Raises:
             NotConvergedError: samples that did not converge; in the backward, too.
+            ValueError: ``path="fused"`` for a branch that no op inverts; arguments out of their range.
             RuntimeError: dropout or batch normalisation in training mode: such a branch has no inverse.
         """
-        self.check_invertible()
-        options.setdefault("lipschitz", self.proven_lipschitz())
+        now = fingerprint(self.g)
+        if self._known is None or self._known[0] != now:
+            self.check_invertible()
+        options.setdefault("lipschitz", self._still_proven(now))
+        if not torch.is_grad_enabled():
+            return self._solve(y, self._read(now), options)
         with frozen_state(self.g):
-            if not torch.is_grad_enabled():
-                return self._solve(y, options)
             snapshot = Snapshot(self.g)
             with snapshot.held():
-                result = self._solve(y, options)
+                result = self._solve(y, None, options)
         if not snapshot.needs_gradient(y):
             return result
 
@@ -95,9 +105,9 @@ class InvertibleResidualBlock(nn.Module):
         adjoint = {key: options[key] for key in ("tol", "max_iterations", "lipschitz", "method") if key in options}
         return replace(result, x=attach_gradient(branch, y, result.x, snapshot.tensors, **adjoint))
 
-    def _solve(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
+    def _solve(self, y: Tensor, branch: Branch | str | None, options: dict[str, Any]) -> InverseResult:
         try:
-            result = invert_residual(self.g, convolution_layout(self.g, y), **options)
+            result = invert_branch(self.g, convolution_layout(self.g, y), branch, **options)
             return replace(result, x=result.x.contiguous()) if y.is_contiguous() else result
         except (NotConvergedError, torch.OutOfMemoryError):
             raise
@@ -114,25 +124,27 @@ class InvertibleResidualBlock(nn.Module):
 
     def attach_proof(self, lipschitz: float | None) -> None:
         """Record a proven Lipschitz bound of g, valid for its parameters, buffers and mode as they are now."""
-        self._proof = None if lipschitz is None else (lipschitz, self._fingerprint())
+        self._proof = None if lipschitz is None else (lipschitz, fingerprint(self.g))
 
     def proven_lipschitz(self) -> float | None:
         """The proven bound of Lip(g) where it is below 1 and still valid; None once a weight has changed."""
-        if self._proof is None or self._proof[0] >= 1 or self._proof[1] != self._fingerprint():
+        return None if self._proof is None else self._still_proven(fingerprint(self.g))
+
+    def _still_proven(self, now: Fingerprint) -> float | None:
+        if self._proof is None or self._proof[0] >= 1 or self._proof[1] != now:
             return None
         return self._proof[0]
 
-    @torch.no_grad()
-    def _fingerprint(self) -> tuple[Any, ...]:
-        """Changes when a value, a setting, a hook, the mode or the structure of g does.
+    def _read(self, now: Fingerprint) -> Branch | str | None:
+        """The branch with its normalised weights, kept until it changes."""
+        if parametrize._cache_enabled:  # what a surrounding cache or snapshot holds may be other weights
+            return None
+        if self._known is None or self._known[0] != now:
+            self._known = now, read_branch(self.g)
+        return self._known[1]
 
-        The checksums see what ``.data`` hides from a tensor's version.
-        """
-        tensors = [*self.g.parameters(), *self.g.buffers()]
-        return (
-            tuple(_checksum(tensor) for tensor in tensors),
-            tuple((id(module), type(module), _settings(module)) for module in self.g.modules()),
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": None}
 
     def check_invertible(self, *, dropout_replayed: bool = False) -> None:
         """Raise where the branch is no function of each sample alone.
@@ -163,17 +175,3 @@ def convolution_layout(module: nn.Module, y: Tensor) -> Tensor:
     if y.device.type != "cpu" or y.dim() != 4 or not any(isinstance(part, nn.Conv2d) for part in module.modules()):
         return y
     return y.contiguous(memory_format=torch.channels_last)
-
-
-def _checksum(tensor: Tensor) -> tuple[int, torch.Size, int]:
-    content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return id(tensor), tensor.shape, zlib.crc32(content.data)
-
-
-def _settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
-    """The numbers, words and hooks that determine what a module computes besides its tensors."""
-    # What an evaluation writes without changing the result.
-    bookkeeping = {"frozen", "_fitted_to", "_lent_for"}
-    values = [(key, value) for key, value in vars(module).items() if isinstance(value, (int, float, str, tuple))]
-    hooks = ("hooks", (*map(id, module._forward_pre_hooks.values()), *map(id, module._forward_hooks.values())))
-    return (*((key, value) for key, value in values if key not in bookkeeping), hooks)

@@ -126,19 +126,17 @@ class InvertibleSequential(nn.Sequential):
         Raises:
             NotConvergedError: a block did not converge; it is named.
         """
-        with frozen_state(self):
-            return _ReverseRun(self, options, progress).run(y)
+        return _ReverseRun(self, options, progress).run(y)
 
     def solve_inverse(self, y: Tensor, *, progress: Progress | None = None, **options: Any) -> ChainInverseResult:
         """Invert, run forward again, and report the measured residual, the proven error bound and each block's result.
 
         Arguments and errors are those of :meth:`inverse`.
         """
-        with frozen_state(self):
-            run = _ReverseRun(self, options, progress)
-            x = run.run(y)
-            with torch.no_grad():
-                residual = sample_norms(self(x) - y) / sample_norms(y).clamp_min(1.0)
+        run = _ReverseRun(self, options, progress)
+        x = run.run(y)
+        with frozen_state(self), torch.no_grad():
+            residual = sample_norms(self(x) - y) / sample_norms(y).clamp_min(1.0)
         converged = torch.ones(len(y), dtype=torch.bool, device=y.device)
         certified = converged & torch.isfinite(run.error_bound)
         for block in run.results:
@@ -195,6 +193,9 @@ class _ReverseRun:
             result = block.solve_inverse(y, **self._options)
         except NotConvergedError as error:
             raise NotConvergedError(f"block {path}: {error}", error.result) from error
+        except (TypeError, ValueError, RuntimeError) as error:
+            error.add_note(f"in block {path}")
+            raise
         self.results.append(result)
         growth = math.nan if result.lipschitz is None else 1 / (1 - result.lipschitz)
         self.error_bound = self.error_bound * growth + result.error_bound

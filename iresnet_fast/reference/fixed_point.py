@@ -1,4 +1,4 @@
-"""The papers' inverse of a residual block: a fixed number of iterations (Behrmann et al. 2018, Algorithm 1)."""
+"""The papers' inverse of a residual block (Behrmann et al. 2018, Algorithm 1), and the same with a rule to stop by."""
 
 from __future__ import annotations
 
@@ -24,3 +24,56 @@ def fixed_iterations(g: Callable[[Tensor], Tensor], y: Tensor, n_iterations: int
     for _ in range(n_iterations):
         x = y - g(x)
     return x
+
+
+@torch.no_grad()
+def iterate_to_tolerance(
+    g: Callable[[Tensor], Tensor],
+    y: Tensor,
+    x0: Tensor,
+    *,
+    tol: float,
+    lipschitz: float | None,
+    max_iterations: int | None,
+    patience: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Iterate x ← y − g(x) until every sample has met its tolerance, stalled or used up its iterations.
+
+    With a Lipschitz constant L a sample converges when L/(1−L)·‖y − g(x) − x‖ ≤ tol·max(1, ‖y‖), and its solution is
+    y − g(x); without one when the residual itself is as small, and its solution is x.
+
+    Args:
+        g: residual branch.
+        y: (B, ...) the block's outputs.
+        x0: (B, ...) first iterates.
+        tol: relative tolerance.
+        lipschitz: a proven constant of g below one, or None.
+        max_iterations: at most so many evaluations, by default 1000.
+        patience: evaluations without a smaller residual after which a sample has stalled.
+
+    Returns:
+        Per sample the solution, its residual (float32 for low precision, else y's dtype), iterations and evaluations
+        (int64), and whether it converged.
+    """
+    wide, axes = (-1,) + (1,) * (y.dim() - 1), tuple(range(1, y.dim()))
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    threshold = tol * torch.linalg.vector_norm(y, dim=axes, dtype=dtype).clamp_min(1)
+    factor = 1.0 if lipschitz is None else lipschitz / (1 - lipschitz)
+    x, solution, residual = x0, x0, torch.full_like(threshold, torch.inf)
+    best, since_best = residual, torch.zeros(len(y), dtype=torch.int64, device=y.device)
+    evaluations, done = since_best, torch.zeros_like(since_best, dtype=torch.bool)
+    converged = done
+    for _ in range(max_iterations or 1000):
+        if bool(done.all()):
+            break
+        following = y - g(x)
+        current = torch.linalg.vector_norm(following - x, dim=axes, dtype=dtype)
+        residual = torch.where(done, residual, current)
+        solution = torch.where(done.view(wide), solution, x if lipschitz is None else following)
+        converged = torch.where(done, converged, (factor * residual <= threshold) & (threshold < torch.inf))
+        evaluations = evaluations + ~done
+        since_best = torch.where(residual < best, 0, since_best + 1)
+        best = torch.fmin(best, residual)
+        done = done | converged | ~(residual < torch.inf) | (since_best >= patience)
+        x = following
+    return solution, residual, evaluations, evaluations.clone(), converged

@@ -1,16 +1,19 @@
 """Solvers: they take callables and know no module."""
 
+from .arguments import ON_FAILURE
 from .fixed_point import invert_residual
 from .implicit import attach_gradient
 from .precision import autocast_settings, evaluation_precision
-from .result import ROUNDING, InverseResult, NotConvergedError, sample_norms
+from .result import ROUNDING, InverseResult, NotConvergedError, conclude, sample_norms
 
 __all__ = [
+    "ON_FAILURE",
     "ROUNDING",
     "InverseResult",
     "NotConvergedError",
     "attach_gradient",
     "autocast_settings",
+    "conclude",
     "evaluation_precision",
     "invert_residual",
     "sample_norms",

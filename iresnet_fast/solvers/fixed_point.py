@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .arguments import check_arguments, check_image
+from ..ops._arguments import check_choice
+from ..ops._fixed_point import FixedPoint, check_fixed_point
+from .arguments import ON_FAILURE, check_image
 from .iteration import Iteration
-from .precision import Precision, evaluation_precision
-from .result import ROUNDING, InverseResult, NotConvergedError, explain_failure, sample_norms
+from .result import InverseResult, conclude, sample_norms
 
 # The batch is made smaller once this share of it has converged: moving the others costs a few passes over them.
 _WORTH_COMPACTING = 0.25
@@ -80,7 +80,8 @@ def invert_residual(
     """
     if not callable(g):
         raise TypeError(f"g must be callable, got {type(g).__name__}")
-    check_arguments(y, tol, max_iterations, lipschitz, x0, method, on_failure, patience)
+    check_fixed_point(y, tol, max_iterations, lipschitz, x0, method, patience)
+    check_choice("on_failure", on_failure, ON_FAILURE)
     # A copy: a branch that works in place must not reach the caller's tensor before it is found out.
     iteration = Iteration(
         y,
@@ -96,13 +97,17 @@ def invert_residual(
         _run_compacting(g, iteration, record)
     else:
         _run_whole(g, iteration, record)
-    result = record.result(evaluation_precision(y), lipschitz, method)
-    if on_failure != "return" and not bool(result.converged.all()):
-        message = explain_failure(result, y, tol, lipschitz, max_iterations)
-        if on_failure == "raise":
-            raise NotConvergedError(message, result)
-        warnings.warn(message, stacklevel=3)
-    return result
+    return conclude(
+        record.solution(),
+        y,
+        tol=tol,
+        lipschitz=lipschitz,
+        max_iterations=max_iterations,
+        method=method,
+        on_failure=on_failure,
+        path="general",
+        reason="g may be any callable",
+    )
 
 
 def _run_compacting(g: Callable[[Tensor], Tensor], iteration: Iteration, record: _Record) -> None:
@@ -176,11 +181,11 @@ class _Record:
     def write(self, iteration: Iteration, stopped: Tensor, positions: Tensor) -> None:
         """Keep the samples of the iteration in the mask at these positions of the batch."""
         if len(positions) == len(self._y):  # all at once: nothing to move
-            self._x = self._solution(iteration)
+            self._x = self._solution_of(iteration)
         else:
             if self._x is self._y:
                 self._x = self._y.clone()
-            self._x[positions] = self._solution(iteration)[stopped]
+            self._x[positions] = self._solution_of(iteration)[stopped]
         self._residual[positions] = iteration.residual[stopped]
         self._iterations[positions] = iteration.iterations[stopped]
         self._evaluations[positions] = iteration.evaluations
@@ -190,34 +195,15 @@ class _Record:
         """Keep those that have just stopped, of an iteration that still has the whole batch."""
         new = iteration.newly_done
         wide = new.view((-1,) + (1,) * (self._y.dim() - 1))
-        self._x = torch.where(wide, self._solution(iteration), self._x)
+        self._x = torch.where(wide, self._solution_of(iteration), self._x)
         self._residual = torch.where(new, iteration.residual, self._residual)
         self._iterations = torch.where(new, iteration.iterations, self._iterations)
         self._evaluations = torch.where(new, iteration.evaluations, self._evaluations)
         self._converged = iteration.converged
 
-    def _solution(self, iteration: Iteration) -> Tensor:
+    def _solution_of(self, iteration: Iteration) -> Tensor:
         return iteration.following if self._takes_following else iteration.evaluated
 
-    def result(self, precision: Precision, lipschitz: float | None, path: str) -> InverseResult:
-        exact = precision.eps <= torch.finfo(self._y.dtype).eps
-        proven = lipschitz is not None and exact
-        return InverseResult(
-            x=self._x if self._x is not self._y else self._y.clone(),
-            residual=self._residual,
-            error_bound=self._error_bound(lipschitz, precision.eps),
-            iterations=self._iterations,
-            evaluations=self._evaluations,
-            converged=self._converged,
-            certified=self._converged.clone() if proven else torch.zeros_like(self._converged),
-            lipschitz=lipschitz,
-            precision=precision.name,
-            path=path,
-        )
-
-    def _error_bound(self, lipschitz: float | None, eps: float) -> Tensor:
-        """(L·residual + rounding)/(1 − L): the a-posteriori bound, with a term for the rounding of one evaluation."""
-        if lipschitz is None:
-            return torch.full_like(self._residual, math.nan)
-        rounding = ROUNDING * eps * torch.maximum(sample_norms(self._x), sample_norms(self._y))
-        return (lipschitz * self._residual + rounding) / (1 - lipschitz)
+    def solution(self) -> FixedPoint:
+        x = self._x if self._x is not self._y else self._y.clone()
+        return FixedPoint(x, self._residual, self._iterations, self._evaluations, self._converged)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..ops._fixed_point import FixedPoint
+from .precision import evaluation_precision
 
 # Rounding of one evaluation of y − g(x), in eps of the larger of ‖x‖ and ‖y‖; part of every reported bound.
 ROUNDING = 4
@@ -38,7 +43,10 @@ class InverseResult:
             tolerance, and says so.
         lipschitz: the constant that the bound is made of, None without one.
         precision: in which g was evaluated: the dtype of y, or less under autocast or TF32.
-        path: which method solved it.
+        method: ``"anderson"`` or ``"picard"``.
+        path: what ran the iteration: ``"general"``, or the op that inverted the whole block in one call,
+            ``"mlp_inverse"`` or ``"bottleneck_inverse"``.
+        reason: why that path.
     """
 
     x: Tensor
@@ -50,7 +58,9 @@ class InverseResult:
     certified: Tensor
     lipschitz: float | None
     precision: str
+    method: str
     path: str
+    reason: str
 
 
 class NotConvergedError(RuntimeError):
@@ -68,7 +78,47 @@ class NotConvergedError(RuntimeError):
         return type(self), (str(self), self.result)
 
 
-def explain_failure(
+def conclude(
+    solution: FixedPoint,
+    y: Tensor,
+    *,
+    tol: float,
+    lipschitz: float | None,
+    max_iterations: int | None,
+    method: str,
+    on_failure: str,
+    path: str,
+    reason: str,
+) -> InverseResult:
+    """What is known of a solution of x + g(x) = y; raises or warns, as ``on_failure`` says, if it did not converge."""
+    precision = evaluation_precision(y)
+    proven = lipschitz is not None and precision.eps <= torch.finfo(y.dtype).eps
+    bound = torch.full_like(solution.residual, math.nan)
+    if lipschitz is not None:
+        rounding = ROUNDING * precision.eps * torch.maximum(sample_norms(solution.x), sample_norms(y))
+        bound = (lipschitz * solution.residual + rounding) / (1 - lipschitz)
+    result = InverseResult(
+        *solution[:2],
+        error_bound=bound,
+        iterations=solution.iterations,
+        evaluations=solution.evaluations,
+        converged=solution.converged,
+        certified=solution.converged.clone() if proven else torch.zeros_like(solution.converged),
+        lipschitz=lipschitz,
+        precision=precision.name,
+        method=method,
+        path=path,
+        reason=reason,
+    )
+    if on_failure != "return" and not bool(result.converged.all()):
+        message = _explain_failure(result, y, tol, lipschitz, max_iterations)
+        if on_failure == "raise":
+            raise NotConvergedError(message, result)
+        warnings.warn(message, stacklevel=4)
+    return result
+
+
+def _explain_failure(
     result: InverseResult, y: Tensor, tol: float, lipschitz: float | None, max_iterations: int | None
 ) -> str:
     """What did not converge, how far it came, and what to do about it."""

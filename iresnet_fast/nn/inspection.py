@@ -1,0 +1,19 @@
+"""Whether a module is what its type says."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .fuse import foreign_hooks
+
+
+def obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
+    """Why a module cannot be taken for one of a known type; None where it can."""
+    kind = type(module)
+    if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
+        return f"{kind.__name__} has a forward or inverse of its own"
+    if {"forward", "inverse"} & vars(module).keys():
+        return f"this {kind.__name__} has a forward or inverse of its own"
+    if foreign_hooks(module):
+        return "a forward hook may change what it computes. Remedy: remove the hook"
+    return None

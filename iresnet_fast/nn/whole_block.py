@@ -1,0 +1,231 @@
+"""Which residual branches one op inverts whole; the others are inverted by the general solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..ops._arguments import check_choice
+from ..ops._fixed_point import FixedPoint
+from ..ops.bottleneck_inverse import bottleneck_inverse, bottleneck_inverse_obstacle
+from ..ops.mlp_inverse import mlp_inverse, mlp_inverse_obstacle
+from ..solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
+from .activations import LipSwish, MaxMin
+from .branches import Bottleneck, LipschitzMLP
+from .frozen import frozen_state
+from .inspection import obstacle
+from .spectral_layers import SpectralConv2d, SpectralLinear
+from .spectral_norm import find_spectral_norm
+
+PATHS = ("auto", "general", "fused")
+
+_Pair = tuple[float | Tensor, float]
+_NO_NUMBERS: _Pair = (0.0, 0.0)
+# The name of an activation, and its two parameters.
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Any], _Pair]]] = {
+    nn.ReLU: ("relu", lambda module: _NO_NUMBERS),
+    nn.ELU: ("elu", lambda module: (module.alpha, 0.0)),
+    nn.Softplus: ("softplus", lambda module: (module.beta, module.threshold)),
+    nn.Tanh: ("tanh", lambda module: _NO_NUMBERS),
+    LipSwish: ("lipswish", lambda module: (F.softplus(module.beta), 0.0)),
+    MaxMin: ("maxmin", lambda module: _NO_NUMBERS),
+}
+_LINEAR, _CONVOLUTIONS = (nn.Linear, SpectralLinear), (nn.Conv2d, SpectralConv2d)
+_LAYERS = (*_LINEAR, *_CONVOLUTIONS)
+_BOTTLENECK = [(3, 3), (1, 1), (3, 3)]
+_CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
+# Nothing where an inverse exists: check_invertible refuses active dropout.
+_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class _NotWholeError(Exception):
+    """No op inverts this branch whole; the message says why."""
+
+
+class Branch(NamedTuple):
+    """A branch as the ops know it: an activation, a layer, an activation, ..., an activation.
+
+    Attributes:
+        weights: of the layers, linear or convolutions.
+        biases: of each, or None.
+        activations: their names, one more than layers.
+        parameters: (number of activations, 2), in the weights' dtype.
+        circular: how convolutions pad; None of linear layers.
+        input_sizes: (H, W) of the convolutions whose norms were fitted to one.
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+    activations: list[str]
+    parameters: Tensor
+    circular: bool | None
+    input_sizes: set[tuple[int, ...]]
+
+
+def invert_branch(
+    g: nn.Module, y: Tensor, branch: Branch | str | None = None, *, path: str = "auto", **options: Any
+) -> InverseResult:
+    """Solve x + g(x) = y: by one op where there is one for this branch, device and dtype, else by the general solver.
+
+    Args:
+        g: the branch; its state does not change.
+        y: (B, ...) outputs of the block.
+        branch: what :func:`read_branch` says of g; None to read it here.
+        path: ``"auto"``; ``"general"`` for the solver that takes any branch; ``"fused"`` for the op, or an error.
+        **options: of :func:`invert_residual`.
+
+    Raises:
+        ValueError: another path, or ``"fused"`` where there is no such op; the message says why.
+        NotConvergedError: as for :func:`invert_residual`.
+    """
+    check_choice("path", path, PATHS)
+    if path == "general":
+        return _invert_in_general(g, y, "it was asked for", options)
+    try:
+        solve, reason = _choose_op(read_branch(g) if branch is None else branch, y)
+    except _NotWholeError as why:
+        if path == "fused":
+            raise ValueError(f"path='fused', but no op inverts this block whole: {why}. Remedy: path='auto'") from None
+        return _invert_in_general(g, y, str(why), options)
+    return _conclude(solve, reason, y, **options)
+
+
+def _invert_in_general(g: nn.Module, y: Tensor, reason: str, options: dict[str, Any]) -> InverseResult:
+    with frozen_state(g):
+        return replace(invert_residual(g, y, **options), reason=reason)
+
+
+def _conclude(
+    solve: partial[FixedPoint],
+    reason: str,
+    y: Tensor,
+    *,
+    tol: float = 1e-6,
+    max_iterations: int | None = None,
+    lipschitz: float | None = None,
+    x0: Tensor | None = None,
+    method: str = "anderson",
+    on_failure: str = "raise",
+    patience: int = 20,
+    compact: bool | None = None,
+) -> InverseResult:
+    """Solve by an op; samples that converge leave its lanes, so that ``compact`` has no say."""
+    check_choice("on_failure", on_failure, ON_FAILURE)
+    stopping: dict[str, Any] = {"tol": tol, "max_iterations": max_iterations, "lipschitz": lipschitz, "method": method}
+    solution = solve(**stopping, x0=x0, patience=patience)
+    return conclude(solution, y, **stopping, on_failure=on_failure, path=solve.func.__name__, reason=reason)
+
+
+def _choose_op(branch: Branch | str, y: Tensor) -> tuple[partial[FixedPoint], str]:
+    """The op that inverts a block whole, given all but its options, and the reason; raises where there is none."""
+    if isinstance(branch, str):
+        raise _NotWholeError(branch)
+    for tensor in (*branch.weights, *branch.biases):
+        if tensor is not None and (tensor.dtype != y.dtype or tensor.device != y.device):
+            raise _NotWholeError(f"the weights are {tensor.dtype} on {tensor.device}, y is {y.dtype} on {y.device}")
+    precision = evaluation_precision(y)
+    if precision.name != str(y.dtype).removeprefix("torch."):
+        raise _NotWholeError(f"g is evaluated as PyTorch does in {precision.name}")
+    widths = [branch.weights[0].shape[1], *(weight.shape[0] for weight in branch.weights)]
+    axes = 2 if branch.circular is None else 4
+    if y.dim() != axes or y.shape[1] != widths[0]:
+        raise _NotWholeError(f"y has shape {tuple(y.shape)}, not (B, {widths[0]}{', H, W' if axes == 4 else ''})")
+    if branch.input_sizes - {tuple(y.shape[2:])}:
+        raise _NotWholeError(f"its norms are those of inputs of {sorted(branch.input_sizes)}")
+    given: dict[str, Any] = {"parameters": branch.parameters}
+    if branch.circular is None:
+        op, why = mlp_inverse, mlp_inverse_obstacle(y, branch.weights)
+    else:
+        op, why = bottleneck_inverse, bottleneck_inverse_obstacle(y, branch.weights)
+        given["circular"] = branch.circular
+    if why:
+        raise _NotWholeError(why)
+    reason = f"a chain of {', '.join(map(str, widths))} channels in {precision.name}"
+    return partial(op, y, branch.weights, branch.biases, branch.activations, **given), reason
+
+
+def read_branch(g: nn.Module) -> Branch | str:
+    """A branch in the ops' terms, with the weights that it has now, or why no op inverts it."""
+    try:
+        layers, activations, numbers = _read_chain(g)
+        circular = _read_padding(layers)
+    except _NotWholeError as why:
+        return str(why)
+    with frozen_state(g):
+        weights = [layer.weight for layer in layers]
+    parameters = torch.stack([torch.as_tensor(n).to(weights[0]) for pair in numbers for n in pair]).view(-1, 2)
+    norms = [norm for layer in layers if (norm := find_spectral_norm(layer)) is not None]
+    sizes = {norm.geometry.input_size for norm in norms if norm.geometry is not None}
+    return Branch(weights, [layer.bias for layer in layers], activations, parameters, circular, sizes)
+
+
+def _read_chain(g: nn.Module) -> tuple[list[Any], list[str], list[_Pair]]:
+    """Layers, names of activations and their parameters; raises where g is no such chain."""
+    layers: list[Any] = []
+    names: list[str] = []
+    parameters: list[_Pair] = []
+    name = "identity"
+    numbers = _NO_NUMBERS
+    for module in _parts(g):
+        kind = parametrize.type_before_parametrizations(module)
+        if why := obstacle(module, kind):
+            raise _NotWholeError(why)
+        if kind in _ACTIVATIONS:
+            if name != "identity":
+                raise _NotWholeError("it has two activations in a row")
+            if getattr(module, "inplace", False):
+                raise _NotWholeError("an activation works in place")
+            name, read = _ACTIVATIONS[kind]
+            numbers = read(module)
+        elif kind in _LAYERS:
+            layers.append(module)
+            names.append(name)
+            parameters.append(numbers)
+            name, numbers = "identity", _NO_NUMBERS
+        elif kind not in _IDENTITIES:
+            raise _NotWholeError(f"it has a {kind.__name__}")
+    if not layers:
+        raise _NotWholeError("it has no layers")
+    return layers, [*names, name], [*parameters, numbers]
+
+
+def _parts(g: nn.Module) -> Iterator[nn.Module]:
+    """The modules of a branch in order; those of chains within in place of the chains."""
+    if type(g) not in _CHAINS:
+        yield g
+        return
+    if why := obstacle(g, type(g)):
+        raise _NotWholeError(why)
+    for part in g._modules.values():
+        if part is not None:
+            yield from _parts(part)
+
+
+def _read_padding(layers: list[Any]) -> bool | None:
+    """Whether the convolutions of a bottleneck pad circularly, None for linear layers; raises for others."""
+    kinds = {parametrize.type_before_parametrizations(layer) for layer in layers}
+    if kinds <= set(_LINEAR):
+        return None
+    if not kinds <= set(_CONVOLUTIONS):
+        raise _NotWholeError("it has linear layers and convolutions")
+    sizes = [layer.kernel_size for layer in layers]
+    if sizes != _BOTTLENECK:
+        raise _NotWholeError(f"its kernels are {sizes}, not {_BOTTLENECK}")
+    modes = set()
+    for layer in layers:
+        around = tuple(size // 2 for size in layer.kernel_size)
+        options = (layer.stride, layer.dilation, layer.groups, around if layer.padding == "same" else layer.padding)
+        if options != ((1, 1), (1, 1), 1, around):
+            raise _NotWholeError(f"a convolution has (stride, dilation, groups, padding) {options}")
+        if any(around):
+            modes.add(layer.padding_mode)
+    if modes not in ({"zeros"}, {"circular"}):
+        raise _NotWholeError(f"it pads by {', '.join(sorted(modes))}")
+    return modes == {"circular"}

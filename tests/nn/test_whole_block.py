@@ -1,0 +1,238 @@
+"""Which branches are inverted whole, and that the result says so, whatever the module looks like."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+import iresnet_fast as irf
+from iresnet_fast.nn import ACTIVATIONS, InvertibleResidualBlock, LipschitzMLP
+from tests.helpers import same_state, state_of
+
+WHOLE = "mlp_inverse"
+
+
+def block_of(branch, dtype=torch.float64):
+    block = InvertibleResidualBlock(branch).to(torch.get_default_device(), dtype).eval()
+    for module in block.modules():
+        if irf.nn.find_spectral_norm(module):
+            with torch.no_grad():
+                module.parametrizations.weight.original.mul_(4)
+    return block
+
+
+def mlp(*hidden, **options):
+    return LipschitzMLP(4, hidden or (8, 8), **options)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("hidden", [(8,), (6, 10), (4, 4, 4)])
+def test_paths_agree(activation, hidden):
+    block = block_of(mlp(*hidden, activation=activation))
+    irf.enforce(block)
+    with torch.no_grad():
+        x = torch.randn(30, 4, dtype=torch.float64)
+        y = block(x)
+        results = {path: block.solve_inverse(y, path=path, tol=1e-11) for path in ("auto", "fused", "general")}
+    assert [result.path for result in results.values()] == [WHOLE, WHOLE, "general"]
+    assert results["general"].reason == "it was asked for"
+    assert "a chain of 4" in results["auto"].reason
+    for result in results.values():
+        assert result.certified.all()
+        assert ((result.x - x).norm(dim=1) <= result.error_bound).all()
+        assert result.lipschitz == results["general"].lipschitz
+
+
+@pytest.mark.parametrize(
+    ("branch", "y", "reason"),
+    [
+        (nn.Sequential(nn.Linear(4, 4), nn.GELU()), (2, 4), "it has a GELU"),
+        (nn.Sequential(nn.ReLU(), nn.ELU(), nn.Linear(4, 4)), (2, 4), "two activations in a row"),
+        (nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4)), (2, 4), "works in place"),
+        (nn.Sequential(Doubled(4, 4)), (2, 4), "it has a Doubled"),
+        (nn.Tanh(), (2, 4), "it has no layers"),
+        (nn.Sequential(nn.Conv2d(4, 4, 1)), (2, 4, 3, 3), r"kernels are \[\(1, 1\)\]"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 4)), (2, 4), "it has a Flatten"),
+        (nn.Linear(4, 4), (2, 3, 4), r"y has shape \(2, 3, 4\), not \(B, 4\)"),
+    ],
+)
+def test_other_branches_take_the_general_path(branch, y, reason):
+    block = InvertibleResidualBlock(branch.to(torch.get_default_device())).eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(0.3)
+        y = torch.randn(y)
+        result = block.solve_inverse(y)
+        assert result.path == "general"
+        assert result.converged.all()
+        with pytest.raises(ValueError, match=f"path='fused', but .*{reason}"):
+            block.solve_inverse(y, path="fused")
+
+
+def test_a_plain_chain_of_torch_modules_is_inverted_whole():
+    branch = nn.Sequential(
+        nn.Softplus(2.0, 30.0), nn.Sequential(nn.Linear(3, 5), nn.ELU(0.5)), nn.Identity(), nn.Linear(5, 3, bias=False)
+    )
+    block = InvertibleResidualBlock(nn.Sequential(branch, nn.Dropout(0.5))).to(torch.get_default_device()).eval()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(0.5)
+        y = torch.randn(20, 3)
+        result = block.solve_inverse(y)
+        assert result.path == WHOLE
+        torch.testing.assert_close(block(result.x), y, rtol=0, atol=1e-5)
+
+
+def override(block):
+    block.g[0].forward = lambda x: x @ torch.eye(8, 4, dtype=x.dtype).T
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        lambda block: block.g[1].register_forward_hook(lambda module, args, output: 0.5 * output),
+        lambda block: block.g[2].register_forward_pre_hook(lambda module, args: (0.5 * args[0],)),
+        lambda block: block.g.register_forward_hook(lambda module, args, output: 0.5 * output),
+        override,
+    ],
+)
+def test_what_is_not_as_its_type_says_is_not_inverted_whole(disturb):
+    block = block_of(mlp())
+    with torch.no_grad():
+        y = torch.randn(5, 4, dtype=torch.float64)
+        before = block.solve_inverse(y)
+        disturb(block)
+        after = block.solve_inverse(y)
+        assert (before.path, after.path) == (WHOLE, "general")
+        torch.testing.assert_close(block(after.x), y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda block: block.g[0].parametrizations.weight.original.mul_(-0.5),
+        lambda block: block.g[0].parametrizations.weight.original.data.mul_(-0.5),
+        lambda block: block.g[4].bias.add_(1),
+        lambda block: block.g[1].beta.add_(3),
+        lambda block: setattr(block.g, "1", nn.Tanh()),
+        lambda block: setattr(block.g, "3", nn.ELU(0.1)),
+        lambda block: setattr(block.g[0].parametrizations.weight[0], "coeff", 0.2),
+        lambda block: block.float(),
+    ],
+)
+def test_what_was_read_lapses_with_any_change(change):
+    """The weights that a first inverse read are not those that a second one uses, where anything is another."""
+    block = block_of(mlp())
+    with torch.no_grad():
+        y = torch.randn(5, 4, dtype=torch.float64)
+        block.inverse(y)
+        before = block.solve_inverse(y).x
+        change(block)
+        y = y.to(block.g[4].bias.dtype)
+        result = block.solve_inverse(y)
+        assert result.path == WHOLE
+        torch.testing.assert_close(block(result.x), y, rtol=0, atol=1e-5)
+        if y.dtype == torch.float64:
+            assert not torch.allclose(result.x, before, atol=1e-3)
+
+
+def test_a_setting_of_an_activation_counts():
+    block = block_of(mlp(activation="elu"))
+    y = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        block.inverse(y)
+        block.g[1].alpha = 0.1
+        torch.testing.assert_close(block(block.inverse(y)), y, rtol=0, atol=1e-5)
+
+
+def test_held_weights_are_those_that_are_inverted():
+    """Inside a surrounding cache of parametrizations the weights are the cached ones."""
+    block = block_of(mlp())
+    y = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        block.inverse(y)
+        with parametrize.cached():
+            block(y)
+            block.g[0].parametrizations.weight.original.mul_(0.5)
+            torch.testing.assert_close(block(block.inverse(y)), y, rtol=0, atol=1e-5)
+        torch.testing.assert_close(block(block.inverse(y)), y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_no_state_changes(training, grad):
+    block = block_of(mlp()).train(training)
+    y = torch.randn(5, 4, dtype=torch.float64)
+    block(y)
+    before = state_of(block)
+    with torch.set_grad_enabled(grad):
+        for _ in range(2):
+            result = block.solve_inverse(y)
+            assert result.path == WHOLE
+            assert result.x.requires_grad == grad
+    assert same_state(block, before)
+    with torch.no_grad(), irf.nn.frozen_state(block):
+        torch.testing.assert_close(block(result.x), y, rtol=0, atol=1e-5)
+
+
+def test_copies_and_pickles_do_not_carry_what_was_read():
+    block = block_of(mlp())
+    y = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        empty = len(pickle.dumps(block.state_dict()))
+        expected = block.inverse(y)
+        twin = copy.deepcopy(block)
+        assert len(pickle.dumps(twin.state_dict())) == empty
+        assert twin._known is None
+        twin.g[4].bias.add_(1)
+        torch.testing.assert_close(twin(twin.inverse(y)), y, rtol=0, atol=1e-5)
+        assert torch.equal(block.inverse(y), expected)
+
+
+def test_a_chain_reports_the_path_of_every_block():
+    chain = irf.nn.InvertibleSequential(
+        InvertibleResidualBlock(mlp()), irf.nn.ActNorm(4), InvertibleResidualBlock(nn.Sequential(nn.Linear(4, 4)))
+    )
+    chain.append(InvertibleResidualBlock(nn.Sequential(nn.Linear(4, 4), nn.GELU())))
+    chain = chain.to(torch.get_default_device())
+    with torch.no_grad():
+        chain(torch.randn(20, 4))
+        for module in (*chain[2].parameters(), *chain[3].parameters()):
+            module.mul_(0.5)
+        result = chain.eval().solve_inverse(torch.randn(5, 4))
+        assert [block.path for block in result.blocks] == [WHOLE, WHOLE, "general"]
+        with pytest.raises(ValueError, match="it has a GELU") as caught:
+            chain.inverse(torch.randn(5, 4), path="fused")
+        assert caught.value.__notes__ == ["in block 3"]
+
+
+def test_an_unknown_path():
+    with pytest.raises(ValueError, match="path must be one of 'auto', 'general', 'fused', got 'fast'"):
+        block_of(mlp()).inverse(torch.randn(2, 4, dtype=torch.float64), path="fast")
+
+
+def test_without_the_extension_the_general_path_serves(monkeypatch):
+    block = block_of(mlp())
+    y = torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        expected = block.inverse(y)
+        monkeypatch.setenv("IRESNET_FAST_BACKEND", "reference")
+        result = block.solve_inverse(y)
+    assert (result.path, result.reason) == ("general", "IRESNET_FAST_BACKEND=reference")
+    torch.testing.assert_close(result.x, expected, rtol=0, atol=1e-5)
+
+
+def test_autocast_takes_the_general_path():
+    block = block_of(mlp(), torch.float32)
+    with torch.no_grad(), torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
+        result = block.solve_inverse(torch.randn(3, 4), tol=1e-2)
+    assert result.path == "general"
+    assert result.reason == "g is evaluated as PyTorch does in autocast to bfloat16"
