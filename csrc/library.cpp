@@ -14,6 +14,7 @@
 #include "common/interrupt.h"
 
 TORCH_LIBRARY(iresnet_fast, m) {
+  m.def("checksum(Tensor[] tensors) -> int");
   m.def("fixed_point_update(Tensor y, Tensor image, Tensor x) -> (Tensor, Tensor)");
   m.def(
       "power_iteration_cpu(Tensor[] weights, Tensor[] u, Tensor[] v, float[] coeff, int[] sizes, int n) -> (Tensor, "
@@ -24,8 +25,9 @@ TORCH_LIBRARY(iresnet_fast, m) {
       "int[] sizes) -> Tensor");
   m.def(
       "mlp_inverse(Tensor y, Tensor x0, Tensor[] weights, Tensor?[] biases, int[] activations, Tensor parameters, "
-      "float tol, float lipschitz, int max_iterations, int patience, bool mixing) -> (Tensor, Tensor, Tensor, Tensor, "
-      "Tensor)");
+      "float tol, float lipschitz, int max_iterations, int patience, bool mixing, bool low) -> (Tensor, Tensor, "
+      "Tensor, "
+      "Tensor, Tensor)");
   m.def("conv_symbol(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "

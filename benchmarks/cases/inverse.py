@@ -28,6 +28,14 @@ _ITERATIONS = 100
 _TOLERANCE = 1e-5
 _PAPERS, _COMPILED = f"eager, {_ITERATIONS} iterations", f"torch.compile, {_ITERATIONS} iterations"
 _PICARD, _OURS = "iresnet_fast, Picard, certified to 1e-6", "iresnet_fast, certified to 1e-6"
+_GENERAL, _MIXED = "iresnet_fast, general path, certified to 1e-6", "iresnet_fast, float16 first, certified to 1e-6"
+# How each of ours is asked for.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    _PICARD: {"method": "picard"},
+    _GENERAL: {"path": "general"},
+    _MIXED: {"iterate_in": torch.float16},
+    _OURS: {},
+}
 
 # The official code's network, kept beside the checkout, not in it.
 _OFFICIAL, _NETWORK = Path(__file__).parents[3] / "shared" / "data" / "official", "iresnet37_mnist"
@@ -46,14 +54,14 @@ def _saturated(branch: nn.Module) -> InvertibleResidualBlock:
 
 
 def _ours(model: nn.Module, name: str) -> Provider:
-    method = "picard" if name == _PICARD else "anderson"
+    options = _OPTIONS[name]
 
     def invert(y: Tensor) -> _Solved:
         if isinstance(model, InvertibleResidualBlock):
-            result = model.solve_inverse(y, method=method)
+            result = model.solve_inverse(y, **options)
             return result.x, [result]
         blocks: list[InverseResult] = []
-        x = model.inverse(y, method=method, progress=lambda done, total, block: blocks.append(block))  # type: ignore[operator]
+        x = model.inverse(y, progress=lambda done, total, block: blocks.append(block), **options)  # type: ignore[operator]
         return x, blocks
 
     return Provider(name, invert, _TOLERANCE, lambda solved: solved[0], counts=_evaluations)
@@ -134,6 +142,7 @@ def _problem(
     flops: float | None = None,
     *,
     compiling: bool = True,
+    peers: bool = True,
     promises: Callable[[str], list[Promise]] = lambda least: [],
 ) -> Problem:
     """Inverses of a model's outputs for these inputs; ``flops`` of one evaluation per sample."""
@@ -143,6 +152,7 @@ def _problem(
     outputs = [model(x) for x in inputs]
     exact = {id(y): exact_model.inverse(y.double(), tol=1e-13) for y in outputs}
     ours = _ours(model, _OURS)
+    is_whole = any(block.path != "general" for block in ours.run(outputs[0])[1])
     error = max(float(sample_norms(ours.run(y)[0].double() - exact[id(y)]).max()) for y in outputs)
     fewest = _fewest(model, outputs[0], exact[id(outputs[0])], error)
     least = f"eager, fewest iterations for our error ({fewest})"
@@ -151,8 +161,10 @@ def _problem(
         Provider(least, lambda y: _papers_inverse(model, y, fewest), _TOLERANCE),
         Provider(f"{least}, weights normalised once", lambda y: _once_normalised(model, y, fewest), _TOLERANCE),
         *([Provider(_COMPILED, _compiled_inverse(model), _TOLERANCE)] if compiling else []),
-        *_peers(model, tuple(inputs[0].shape[1:])),
+        *(_peers(model, tuple(inputs[0].shape[1:])) if peers else []),
         _ours(model, _PICARD),
+        *([_ours(model, _GENERAL)] if is_whole else []),
+        *([_ours(model, _MIXED)] if inputs[0].is_cuda else []),
         ours,
     ]
     batch = len(inputs[0])
@@ -180,8 +192,37 @@ def _network(images: int, device: torch.device, *, compiling: bool) -> Problem:
         [x],
         flops,
         compiling=compiling,
-        promises=lambda least: [Promise(_OURS, _PAPERS, 15, 25), Promise(_OURS, least, 1.2, 2)],
+        promises=lambda least: _network_promises(least, device),
     )
+
+
+def _network_promises(least: str, device: torch.device) -> list[Promise]:
+    if device.type == "cpu":
+        return [Promise(_OURS, _PAPERS, 15, 25), Promise(_OURS, least, 1.2, 2)]
+    return [Promise(_MIXED, None, 15e-3, 6e-3, quantity="value"), Promise(_MIXED, least, 20, 20)]
+
+
+def _perceptrons(device: torch.device, quick: bool) -> Iterator[Problem]:
+    """Small blocks, where what each operator costs by itself is most of the time."""
+    gpu = device.type == "cuda"
+    batches = (1, 100, 65_536) if gpu else (1, 100, 10_000)
+    for features, hidden in [(64, 128)] if quick else [(2, 64), (64, 128)]:
+        for batch in batches[1:2] if quick else batches:
+            block = _saturated(LipschitzMLP(features, (hidden, hidden)))
+            inputs = [torch.randn(batch, features, device=device) for _ in range(2)]
+            yield _problem(
+                f"MLP D={features}, hidden {hidden}",
+                block,
+                inputs,
+                2 * hidden * (features + hidden + features),
+                compiling=features == 64 and batch > 1,
+                peers=features == 64 and batch > 1,
+                promises=lambda least: (
+                    [Promise(_OURS, _GENERAL, 10, 30), Promise(_OURS, _PAPERS, 50, 200)]
+                    if gpu
+                    else [Promise(_OURS, _GENERAL, 4, 10)]
+                ),
+            )
 
 
 def _trained(device: torch.device) -> Problem:
@@ -253,10 +294,7 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         inputs = [torch.randn(images, channels, size, size, device=device) for _ in range(2)]
         name = f"block {channels} ch {size}², hidden {hidden}"
         yield _problem(name, block, inputs, _bottleneck_flops(channels, size, hidden))
-    for batch in [100] if quick else [100, 10_000]:
-        mlp = _saturated(LipschitzMLP(64, (128, 128)))
-        inputs = [torch.randn(batch, 64, device=device) for _ in range(2)]
-        yield _problem("MLP D=64, hidden 128", mlp, inputs, 2 * 128 * (64 + 128 + 64))
+    yield from _perceptrons(device, quick)
     yield from _linear_problems(device)
     if not quick:
         yield _trained(device)

@@ -129,10 +129,9 @@ IRESNET_FAST_INLINE void sort_pairs(int64_t features, T* values) {
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       const int64_t at = i * kLanes<T> + v * kWide<T>;
-      const PackOf<T> a = load(values + at), b = load(values + half + at), nan = a + b;
-      const auto ordered = nan == nan;
-      store(values + at, ordered ? (a > b ? a : b) : nan);
-      store(values + half + at, ordered ? (a > b ? b : a) : nan);
+      const PackOf<T> a = load(values + at), b = load(values + half + at);
+      store(values + at, (a > b) | (a != a) ? a : b);
+      store(values + half + at, (a < b) | (a != a) ? a : b);
     }
 }
 
@@ -379,7 +378,8 @@ Branch<T> read_branch(const at::Tensor& y, at::TensorList weights, const c10::Li
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_inverse(
     const at::Tensor& y, const at::Tensor& x0, at::TensorList weights,
     const c10::List<std::optional<at::Tensor>>& biases, at::IntArrayRef activations, const at::Tensor& parameters,
-    double tol, double lipschitz, int64_t max_iterations, int64_t patience, bool mixing) {
+    double tol, double lipschitz, int64_t max_iterations, int64_t patience, bool mixing, bool low) {
+  TORCH_CHECK(!low, "mlp_inverse has no products of float16 on a CPU");
   TORCH_CHECK(y.dim() == 2 && x0.sizes() == y.sizes() && x0.scalar_type() == y.scalar_type(),
               "y and x0 must be of one shape (B, D) and dtype, got ", y.sizes(), " and ", x0.sizes());
   const at::Tensor target = y.contiguous(), start = x0.contiguous();

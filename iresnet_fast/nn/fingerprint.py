@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import _extension
+
 Fingerprint = tuple[Any, ...]
 # What torch keeps in every module besides its settings, and what an evaluation writes without changing the result.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 _BOOKKEEPING = _INTERNAL | {"frozen", "_fitted_to", "_lent_for"}
 _SETTINGS = (int, float, str, tuple)
-# Numpy has no bfloat16 nor float8.
-_NUMPY = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.bool}
 
 
 @torch.no_grad()
@@ -37,21 +36,18 @@ def fingerprint(module: nn.Module) -> Fingerprint:
 
 
 def _checksum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    host = 0
     devices: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
-        dense = tensor.detach().contiguous()
-        if tensor.device.type != "cpu":
-            devices.setdefault(tensor.device, []).append(dense.flatten().view(torch.uint8))
-        elif tensor.dtype in _NUMPY:
-            host = zlib.crc32(dense.numpy().data, host)
-        else:
-            host = zlib.crc32(dense.flatten().view(torch.uint8).numpy().data, host)
-    return (host, *(_device_checksum(parts) for parts in devices.values()))
+        devices.setdefault(tensor.device, []).append(tensor)
+    return tuple(
+        torch.ops.iresnet_fast.checksum(parts) if _extension.serves("checksum", device.type) else _sum_of_bytes(parts)
+        for device, parts in devices.items()
+    )
 
 
-def _device_checksum(parts: list[Tensor]) -> int:
+def _sum_of_bytes(tensors: list[Tensor]) -> int:
     """A weighted sum of all bytes, eight at a time, taken on their device: one wait for it."""
+    parts = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
     length = sum(part.numel() for part in parts)
     together = torch.cat([*parts, parts[0].new_zeros(-length % 8)]).view(torch.int64)
     weights = torch.arange(1, 2 * len(together), 2, device=together.device)

@@ -77,7 +77,8 @@ class InvertibleResidualBlock(nn.Module):
                 whole block by one op where there is one for the branch, device and dtype
                 (:func:`iresnet_fast.ops.mlp_inverse`, :func:`iresnet_fast.ops.bottleneck_inverse`); ``"general"`` by
                 the solver that takes any branch; ``"fused"`` is an error where there is no such op. The result says
-                which, and why.
+                which, and why. ``iterate_in``: ``torch.float16`` or ``torch.bfloat16`` to evaluate the branch in low
+                precision first and in y's own at the end, which decides; the result's ``precision`` says so.
 
         Raises:
             NotConvergedError: samples that did not converge; in the backward, too.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ from .inspection import obstacle
 from .spectral_layers import SpectralConv2d, SpectralLinear
 from .spectral_norm import find_spectral_norm
 
+_TOLERANCE = 1e-6
+# What iterates in low precision resolve, relative, a few times their floor; evaluations without progress at that floor.
+_RESOLVED = {torch.float16: 1e-4, torch.bfloat16: 1e-3}
+_LOW_PATIENCE = 2
 PATHS = ("auto", "general", "fused")
 
 _Pair = tuple[float | Tensor, float]
@@ -70,7 +75,13 @@ class Branch(NamedTuple):
 
 
 def invert_branch(
-    g: nn.Module, y: Tensor, branch: Branch | str | None = None, *, path: str = "auto", **options: Any
+    g: nn.Module,
+    y: Tensor,
+    branch: Branch | str | None = None,
+    *,
+    path: str = "auto",
+    iterate_in: torch.dtype | None = None,
+    **options: Any,
 ) -> InverseResult:
     """Solve x + g(x) = y: by one op where there is one for this branch, device and dtype, else by the general solver.
 
@@ -79,6 +90,8 @@ def invert_branch(
         y: (B, ...) outputs of the block.
         branch: what :func:`read_branch` says of g; None to read it here.
         path: ``"auto"``; ``"general"`` for the solver that takes any branch; ``"fused"`` for the op, or an error.
+        iterate_in: float16 or bfloat16: evaluate g so until that dtype resolves no more, then in y's own. Nothing is
+            lost: the last evaluations decide. None, or a ``tol`` that low precision would reach: in y's own only.
         **options: of :func:`invert_residual`.
 
     Raises:
@@ -86,6 +99,8 @@ def invert_branch(
         NotConvergedError: as for :func:`invert_residual`.
     """
     check_choice("path", path, PATHS)
+    if iterate_in is not None:
+        return _invert_in_stages(g, y, branch, path, iterate_in, options)
     if path == "general":
         return _invert_in_general(g, y, "it was asked for", options)
     try:
@@ -95,6 +110,37 @@ def invert_branch(
             raise ValueError(f"path='fused', but no op inverts this block whole: {why}. Remedy: path='auto'") from None
         return _invert_in_general(g, y, str(why), options)
     return _conclude(solve, reason, y, **options)
+
+
+def _invert_in_stages(
+    g: nn.Module, y: Tensor, branch: Branch | str | None, path: str, low: torch.dtype, options: dict[str, Any]
+) -> InverseResult:
+    """From the solution of g in low precision, which is near, to that of g."""
+    if low not in _RESOLVED:
+        raise ValueError(f"iterate_in must be torch.float16, torch.bfloat16 or None, got {low!r}")
+    tol = options.get("tol", _TOLERANCE)
+    if tol >= _RESOLVED[low]:
+        return invert_branch(g, y, branch, path=path, **options)
+    coarse: dict[str, Any] = {**options, "tol": _RESOLVED[low], "on_failure": "return", "patience": _LOW_PATIENCE}
+    coarse["lipschitz"] = None  # it is proven of g, and here is another function
+    first = None
+    if path != "general" and low == torch.float16 and y.device.type == "cuda":
+        with suppress(_NotWholeError):
+            solve, reason = _choose_op(read_branch(g) if branch is None else branch, y)
+            first = _conclude(partial(solve, low_precision=True), reason, y, **coarse)
+    if first is None:
+        with torch.autocast(y.device.type, dtype=low):
+            first = _invert_in_general(g, y, "", coarse)
+    usable = torch.isfinite(first.x).flatten(1).all(dim=1).view(-1, *(1,) * (y.dim() - 1))
+    start = options.get("x0")
+    near = torch.where(usable, first.x, y if start is None else start)
+    last = invert_branch(g, y, branch, path=path, **{**options, "x0": near})
+    return replace(
+        last,
+        iterations=first.iterations + last.iterations,
+        evaluations=first.evaluations + last.evaluations,
+        precision=f"{last.precision}, after {str(low).removeprefix('torch.')}",
+    )
 
 
 def _invert_in_general(g: nn.Module, y: Tensor, reason: str, options: dict[str, Any]) -> InverseResult:
@@ -107,7 +153,7 @@ def _conclude(
     reason: str,
     y: Tensor,
     *,
-    tol: float = 1e-6,
+    tol: float = _TOLERANCE,
     max_iterations: int | None = None,
     lipschitz: float | None = None,
     x0: Tensor | None = None,

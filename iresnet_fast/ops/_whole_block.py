@@ -17,8 +17,8 @@ from ._fixed_point import FixedPoint
 
 _SCHEMA = (
     "(Tensor y, Tensor x0, Tensor[] weights, Tensor?[] biases, int[] activations, Tensor parameters, {options}"
-    "float tol, float lipschitz, int max_iterations, int patience, bool mixing) -> (Tensor, Tensor, Tensor, Tensor, "
-    "Tensor)"
+    "float tol, float lipschitz, int max_iterations, int patience, bool mixing, bool low) -> (Tensor, Tensor, Tensor, "
+    "Tensor, Tensor)"
 )
 # Alpha of ELU; beta and threshold of softplus; the slope softplus(0.5) of LipSwish.
 _DEFAULTS = {"elu": (1.0, 0.0), "softplus": (1.0, 20.0), "lipswish": (0.9740769841801067, 0.0)}
@@ -95,6 +95,7 @@ def run(
     max_iterations: int | None,
     patience: int,
     method: str,
+    low_precision: bool,
 ) -> FixedPoint:
     """Call the registered op, in its terms."""
     codes = [ACTIVATIONS.index(name) for name in activations]
@@ -113,6 +114,7 @@ def run(
             unlimited if max_iterations is None else max_iterations,
             patience,
             method == "anderson",
+            low_precision,
         )
     )
 
@@ -141,7 +143,7 @@ def define(
         activations: Sequence[int],
         *rest: Any,
     ) -> tuple[Tensor, ...]:
-        *others, tol, lipschitz, max_iterations, patience, _ = rest
+        *others, tol, lipschitz, max_iterations, patience, _, _ = rest
         return reference(
             y,
             x0,

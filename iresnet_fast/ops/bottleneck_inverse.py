@@ -29,6 +29,7 @@ def bottleneck_inverse(
     x0: Tensor | None = None,
     method: str = "anderson",
     patience: int = 20,
+    low_precision: bool = False,
 ) -> FixedPoint:
     """Solve x + g(x) = y for x, where g is a 3×3, a 1×1 and a 3×3 convolution: the whole iteration is one call.
 
@@ -52,6 +53,7 @@ def bottleneck_inverse(
         x0: (B, C, H, W) start; default y.
         method: ``"anderson"`` or ``"picard"``.
         patience: evaluations without a smaller residual after which an image has stalled.
+        low_precision: on CUDA, round the factors of all products to float16: g is then another function, 1e-3 away.
 
     Returns:
         A :class:`FixedPoint`, per image, without gradients.
@@ -77,6 +79,8 @@ def bottleneck_inverse(
     op: Callable[..., Any] = torch.ops.iresnet_fast.bottleneck_inverse
     if bottleneck_inverse_obstacle(y, weights) is not None:
         OP.choose(y.device)  # raises where what was asked for cannot be served
+        if low_precision:
+            raise ValueError("low_precision=True needs the CUDA kernel, which does not serve this call")
         op = _eager
     return run(
         op,
@@ -92,6 +96,7 @@ def bottleneck_inverse(
         max_iterations=max_iterations,
         patience=patience,
         method=method,
+        low_precision=low_precision,
     )
 
 

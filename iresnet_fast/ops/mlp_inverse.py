@@ -28,6 +28,7 @@ def mlp_inverse(
     x0: Tensor | None = None,
     method: str = "anderson",
     patience: int = 20,
+    low_precision: bool = False,
 ) -> FixedPoint:
     """Solve x + g(x) = y for x, where g is a multilayer perceptron: the whole iteration is one call.
 
@@ -51,6 +52,7 @@ def mlp_inverse(
         x0: (B, D) start; default y.
         method: ``"anderson"`` or ``"picard"``.
         patience: evaluations without a smaller residual after which a row has stalled.
+        low_precision: on CUDA, round the factors of all products to float16: g is then another function, 1e-3 away.
 
     Returns:
         A :class:`FixedPoint`, per row, without gradients.
@@ -74,8 +76,10 @@ def mlp_inverse(
             raise ValueError(f"weight {i} must have shape (out, in), got {tuple(weight.shape)}")
     offsets, numbers = check_branch(y, weights, biases, activations, parameters)
     op: Callable[..., Any] = torch.ops.iresnet_fast.mlp_inverse
-    if mlp_inverse_obstacle(y, weights) is not None:
+    if mlp_inverse_obstacle(y, weights) is not None or (low_precision and y.device.type == "cpu"):
         OP.choose(y.device)  # raises where what was asked for cannot be served
+        if low_precision:
+            raise ValueError("low_precision=True needs the CUDA kernel, which does not serve this call")
         op = _eager
     return run(
         op,
@@ -90,6 +94,7 @@ def mlp_inverse(
         max_iterations=max_iterations,
         patience=patience,
         method=method,
+        low_precision=low_precision,
     )
 
 

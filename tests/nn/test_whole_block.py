@@ -236,3 +236,37 @@ def test_autocast_takes_the_general_path():
         result = block.solve_inverse(torch.randn(3, 4), tol=1e-2)
     assert result.path == "general"
     assert result.reason == "g is evaluated as PyTorch does in autocast to bfloat16"
+
+
+@pytest.mark.parametrize("low", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("path", ["auto", "general"])
+def test_iterating_in_low_precision_first(low, path):
+    """The last evaluations are of the block's own precision: the same x, certified as ever, and named."""
+    block = block_of(mlp(), torch.float32)
+    irf.enforce(block)
+    with torch.no_grad():
+        x = torch.randn(30, 4)
+        y = block(x)
+        plain = block.solve_inverse(y, path=path)
+        mixed = block.solve_inverse(y, path=path, iterate_in=low)
+        coarse = block.solve_inverse(y, path=path, iterate_in=low, tol=1e-2)
+    assert mixed.certified.all()
+    assert ((mixed.x - x).norm(dim=1) <= mixed.error_bound).all()
+    assert mixed.precision == f"float32, after {str(low).removeprefix('torch.')}"
+    assert mixed.path == plain.path
+    assert (mixed.evaluations > plain.evaluations.min()).all()
+    assert coarse.precision == "float32"
+    with pytest.raises(ValueError, match="iterate_in must be torch.float16, torch.bfloat16 or None, got torch.int8"):
+        block.inverse(y, iterate_in=torch.int8)
+
+
+def test_low_precision_that_overflows_starts_again():
+    """A branch whose values exceed float16's: nothing is lost."""
+    block = InvertibleResidualBlock(nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))).eval()
+    block = block.to(torch.get_default_device())
+    with torch.no_grad():
+        block.g[0].weight.copy_(1e6 * torch.eye(2))
+        block.g[1].weight.copy_(0.5e-6 * torch.eye(2))
+        y = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+        result = block.solve_inverse(y, iterate_in=torch.float16)
+    torch.testing.assert_close(result.x, y / 1.5, rtol=1e-5, atol=1e-6)

@@ -152,7 +152,7 @@ def test_opcheck(device):
     codes = [ACTIVATIONS.index(name) for name in activations]
     y = torch.randn(5, 4, device=device)
     for offsets, start in ((biases, y), ([biases[0], None], torch.zeros_like(y))):
-        arguments = (y, start, weights, offsets, codes, numbers, 1e-5, 0.9, 0, 20, True)
+        arguments = (y, start, weights, offsets, codes, numbers, 1e-5, 0.9, 0, 20, True, False)
         torch.library.opcheck(torch.ops.iresnet_fast.mlp_inverse.default, arguments)
 
 
