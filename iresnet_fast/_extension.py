@@ -45,5 +45,12 @@ def defines(op: str) -> bool:
 @torch.compiler.assume_constant_result
 def serves(op: str, device_type: str) -> bool:
     """Whether the compiled library has a kernel of this op for this kind of device (``"cpu"``, ``"cuda"``)."""
-    key = device_type.upper()
-    return defines(op) and torch._C._dispatch_has_kernel_for_dispatch_key(f"iresnet_fast::{op}", key)
+    known = _served.get((op, device_type))
+    if known is None:
+        key = device_type.upper()
+        known = defines(op) and torch._C._dispatch_has_kernel_for_dispatch_key(f"iresnet_fast::{op}", key)
+        _served[op, device_type] = known
+    return known
+
+
+_served: dict[tuple[str, str], bool] = {}

@@ -28,8 +28,9 @@ namespace {
 
 constexpr int kVectors = 3;  // of rows
 constexpr int kTile = 4;     // outputs of a layer that are summed together
-// Rows between two looks at Ctrl-C, and operations below which a second thread costs more than it gains.
-constexpr int64_t kSlab = 8192, kWorthThreads = 1 << 20;
+// Operations of one evaluation between two looks at Ctrl-C, and those below which a second thread costs more than it
+// gains.
+constexpr double kSlab = 1 << 29, kWorthThreads = 1 << 20;
 
 template <typename T>
 constexpr int kWide = kPackBytes / sizeof(T);
@@ -396,10 +397,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_inver
         target.const_data_ptr<scalar_t>(), start.const_data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
         residual.data_ptr<scalar_t>(),     iterations.data_ptr<int64_t>(),   evaluations.data_ptr<int64_t>(),
         converged.data_ptr<bool>()};
-    const int64_t grain = std::max<int64_t>(kWide<scalar_t>, kWorthThreads / std::max(1.0, branch.operations()));
-    for (int64_t slab = 0; slab < rows; slab += kSlab) {
+    const double operations = std::max(1.0, branch.operations());
+    const auto grain = std::max<int64_t>(kWide<scalar_t>, static_cast<int64_t>(kWorthThreads / operations));
+    const auto step =
+        std::max<int64_t>(kLanes<scalar_t> * at::get_num_threads(), static_cast<int64_t>(kSlab / operations));
+    for (int64_t slab = 0; slab < rows; slab += step) {
       check_interrupt();
-      at::parallel_for(slab, std::min(rows, slab + kSlab), grain, [&](int64_t begin, int64_t end) {
+      at::parallel_for(slab, std::min(rows, slab + step), grain, [&](int64_t begin, int64_t end) {
         Lanes<scalar_t> lanes(branch, rule, batch);
         solve(lanes, begin, end);
       });

@@ -16,11 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .fixed_point_rule import DONE, FLAGS, IS_MIXED, NUMBERS, STOPS, TAKEN, THETA, begin, decide
+from .fixed_point_rule import DONE, FLAGS, IS_MIXED, NUMBERS, STOPS, TAKEN, THETA, begin, constants, decide
 from .layers import ENTRY, Results, pack
 from .tiles import LAUNCH, PROGRAMS, TILE, add_products
 
-MAX_CHANNELS, MAX_PIXELS = 1024, 64 * 64
+# Numbers of the widest map: a program has six of them in its workspace.
+MAX_VALUES = 1 << 17
 
 
 @triton.jit
@@ -47,6 +48,9 @@ def bottleneck_inverse_kernel(  # type: ignore[no-untyped-def]
     circular,
     tol,
     lipschitz,
+    factor,
+    gap,
+    log_lipschitz,
     rounding,
     max_iterations,
     patience,
@@ -170,6 +174,9 @@ def bottleneck_inverse_kernel(  # type: ignore[no-untyped-def]
                 along,
                 count,
                 lipschitz,
+                factor,
+                gap,
+                log_lipschitz,
                 rounding,
                 max_iterations,
                 patience,
@@ -208,11 +215,9 @@ def obstacle(channels: Sequence[int], size: tuple[int, ...], dtype: torch.dtype)
     """Why the kernel does not serve convolutions of these channels for images of this size; None where it does."""
     if dtype != torch.float32:
         return f"the Triton kernel computes in float32, not {dtype}"
-    if max(channels) > MAX_CHANNELS or size[0] * size[1] > MAX_PIXELS:
-        return (
-            f"the Triton kernel takes up to {MAX_CHANNELS} channels and {MAX_PIXELS} pixels, not {max(channels)} and "
-            f"{size[0] * size[1]}"
-        )
+    values = max(channels) * size[0] * size[1]
+    if values > MAX_VALUES:
+        return f"the Triton kernel takes maps of up to {MAX_VALUES} numbers (channels times pixels), not {values}"
     return None
 
 
@@ -256,8 +261,7 @@ def launch_bottleneck_inverse(
             len(weights),
             int(circular),
             tol,
-            lipschitz,
-            4 * torch.finfo(y.dtype).eps / tol,
+            *constants(None if lipschitz < 0 else lipschitz, tol, torch.finfo(y.dtype).eps),
             max_iterations,
             patience,
             PROVEN=lipschitz >= 0,

@@ -1,11 +1,14 @@
 """When a sample of a fixed-point inverse stops, and where it goes on: the rule of ``solvers/iteration.py`` in Triton.
 
 What is known of a sample is in memory between two decisions, not in registers, of which the products need all: arrays
-of floats and of ints, each with a place per sample of a program. ``sample`` is a block of places, or a single one.
+of floats and of ints, each with ``places`` for samples. ``sample`` is a block of places, or a single one.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
 import triton
 import triton.language as tl
 
@@ -23,23 +26,36 @@ _SPARE_ITERATIONS = tl.constexpr(20)
 _MAX_ITERATIONS = tl.constexpr(1000)
 
 
+def constants(lipschitz: float | None, tol: float, eps: float) -> tuple[float, ...]:
+    """L, L/(1−L), 1−L, log L and the rounding of a step over tol, computed in float64: kernels take float32.
+
+    The factor of the proven bound is rounded up: no sample converges by rounding. Without L they are unused zeros.
+    """
+    rounding = 4 * eps / tol
+    if lipschitz is None:
+        return 0.0, 0.0, 0.0, 0.0, rounding
+    nearest = torch.tensor(lipschitz / (1 - lipschitz), dtype=torch.float32, device="cpu")
+    factor = float(nearest.nextafter(torch.full_like(nearest, torch.inf)))
+    return lipschitz, factor, 1 - lipschitz, math.log(max(lipschitz, 1e-37)), rounding
+
+
 @triton.jit
-def begin(numbers, flags, sample, squares, done, tol, SAMPLES: tl.constexpr):  # type: ignore[no-untyped-def]
+def begin(numbers, flags, sample, squares, done, tol, places):  # type: ignore[no-untyped-def]
     """Set what is known before the first evaluation; ``squares`` is ‖y‖², ``done`` 1 for places without a sample."""
     threshold = tol * tl.maximum(tl.sqrt(squares), 1.0)
     infinite = tl.where(done < 2, float("inf"), 0.0)
     # Infinite where ‖y‖ overflows or is NaN, which no residual shows to be reached.
-    tl.store(numbers + THRESHOLD * SAMPLES + sample, tl.where(threshold < float("inf"), threshold, float("inf")))
-    tl.store(numbers + ACCEPTED * SAMPLES + sample, infinite)
-    tl.store(numbers + BEST * SAMPLES + sample, infinite)
+    tl.store(numbers + THRESHOLD * places + sample, tl.where(threshold < float("inf"), threshold, float("inf")))
+    tl.store(numbers + ACCEPTED * places + sample, infinite)
+    tl.store(numbers + BEST * places + sample, infinite)
     zero = done * 0
-    tl.store(flags + DONE * SAMPLES + sample, done)
-    tl.store(flags + IS_MIXED * SAMPLES + sample, zero)
-    tl.store(flags + ITERATIONS * SAMPLES + sample, zero)
-    tl.store(flags + SINCE_BEST * SAMPLES + sample, zero)
-    tl.store(flags + LIMIT * SAMPLES + sample, zero)
-    tl.store(flags + WAIT * SAMPLES + sample, zero)
-    tl.store(flags + BACKOFF * SAMPLES + sample, zero + 1)
+    tl.store(flags + DONE * places + sample, done)
+    tl.store(flags + IS_MIXED * places + sample, zero)
+    tl.store(flags + ITERATIONS * places + sample, zero)
+    tl.store(flags + SINCE_BEST * places + sample, zero)
+    tl.store(flags + LIMIT * places + sample, zero)
+    tl.store(flags + WAIT * places + sample, zero)
+    tl.store(flags + BACKOFF * places + sample, zero + 1)
 
 
 @triton.jit
@@ -51,6 +67,9 @@ def decide(  # type: ignore[no-untyped-def]
     along,
     count,
     lipschitz,
+    factor,
+    gap,
+    log_lipschitz,
     rounding,
     max_iterations,
     patience,
@@ -58,7 +77,7 @@ def decide(  # type: ignore[no-untyped-def]
     iterations_out,
     evaluations_out,
     converged_out,
-    SAMPLES: tl.constexpr,
+    places,
     PROVEN: tl.constexpr,
     MIXING: tl.constexpr,
 ):
@@ -67,21 +86,21 @@ def decide(  # type: ignore[no-untyped-def]
     Samples that stop have their results written at their place; STOPS, TAKEN, IS_MIXED and THETA say what to do next.
     """
     residual = tl.sqrt(squared)
-    threshold = tl.load(numbers + THRESHOLD * SAMPLES + sample)
-    accepted = tl.load(numbers + ACCEPTED * SAMPLES + sample)
-    best = tl.load(numbers + BEST * SAMPLES + sample)
-    was_done = tl.load(flags + DONE * SAMPLES + sample)
-    is_mixed = tl.load(flags + IS_MIXED * SAMPLES + sample)
-    iterations = tl.load(flags + ITERATIONS * SAMPLES + sample)
-    since_best = tl.load(flags + SINCE_BEST * SAMPLES + sample)
-    limit = tl.load(flags + LIMIT * SAMPLES + sample)
-    wait, backoff = tl.load(flags + WAIT * SAMPLES + sample), tl.load(flags + BACKOFF * SAMPLES + sample)
+    threshold = tl.load(numbers + THRESHOLD * places + sample)
+    accepted = tl.load(numbers + ACCEPTED * places + sample)
+    best = tl.load(numbers + BEST * places + sample)
+    was_done = tl.load(flags + DONE * places + sample)
+    is_mixed = tl.load(flags + IS_MIXED * places + sample)
+    iterations = tl.load(flags + ITERATIONS * places + sample)
+    since_best = tl.load(flags + SINCE_BEST * places + sample)
+    limit = tl.load(flags + LIMIT * places + sample)
+    wait, backoff = tl.load(flags + WAIT * places + sample), tl.load(flags + BACKOFF * places + sample)
     tl.debug_barrier()  # several threads have the same sample: all must have read before one writes
     if count == 1:
-        limit = _iteration_limit(residual, threshold, lipschitz, max_iterations, PROVEN)
+        limit = _iteration_limit(residual, threshold, gap, log_lipschitz, max_iterations, PROVEN)
     if PROVEN:
         shrunk = residual <= lipschitz * accepted + rounding * threshold
-        met = (lipschitz * residual <= (1.0 - lipschitz) * threshold) & (threshold < float("inf"))
+        met = (factor * residual <= threshold) & (threshold < float("inf"))
     else:
         shrunk = residual < accepted
         met = (residual <= threshold) & (threshold < float("inf"))
@@ -106,27 +125,26 @@ def decide(  # type: ignore[no-untyped-def]
         change = squared - 2.0 * along + accepted * accepted
         # Where squares overflow or vanish there is nothing to go by.
         may_mix = may_mix & (wait == 0) & (change > 0.0) & (change < float("inf"))
-        tl.store(numbers + THETA * SAMPLES + sample, tl.where(may_mix, (squared - along) / change, 0.0))
+        tl.store(numbers + THETA * places + sample, tl.where(may_mix, (squared - along) / change, 0.0))
         is_mixed = tl.where(may_mix, 1, 0)
-        tl.store(flags + WAIT * SAMPLES + sample, wait)
-        tl.store(flags + BACKOFF * SAMPLES + sample, backoff)
-        tl.store(flags + IS_MIXED * SAMPLES + sample, is_mixed)
-        tl.store(numbers + ACCEPTED * SAMPLES + sample, tl.where(taken == 1, residual, accepted))
-    tl.store(numbers + BEST * SAMPLES + sample, tl.where(residual < best, residual, best))
-    tl.store(flags + DONE * SAMPLES + sample, done)
-    tl.store(flags + STOPS * SAMPLES + sample, tl.where(stops, 1, 0))
-    tl.store(flags + TAKEN * SAMPLES + sample, taken)
-    tl.store(flags + LIMIT * SAMPLES + sample, limit)
-    tl.store(flags + ITERATIONS * SAMPLES + sample, iterations)
-    tl.store(flags + SINCE_BEST * SAMPLES + sample, since_best)
+        tl.store(flags + WAIT * places + sample, wait)
+        tl.store(flags + BACKOFF * places + sample, backoff)
+        tl.store(flags + IS_MIXED * places + sample, is_mixed)
+        tl.store(numbers + ACCEPTED * places + sample, tl.where(taken == 1, residual, accepted))
+    tl.store(numbers + BEST * places + sample, tl.where(residual < best, residual, best))
+    tl.store(flags + DONE * places + sample, done)
+    tl.store(flags + STOPS * places + sample, tl.where(stops, 1, 0))
+    tl.store(flags + TAKEN * places + sample, taken)
+    tl.store(flags + LIMIT * places + sample, limit)
+    tl.store(flags + ITERATIONS * places + sample, iterations)
+    tl.store(flags + SINCE_BEST * places + sample, since_best)
 
 
 @triton.jit
-def _iteration_limit(residual, threshold, lipschitz, max_iterations, PROVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+def _iteration_limit(residual, threshold, gap, log_lipschitz, max_iterations, PROVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     """Steps allowed, from the first residual: a-priori Lⁿ/(1−L)·‖x¹ − x⁰‖ ≤ threshold with L."""
     if PROVEN:
-        base = tl.log(tl.maximum(lipschitz, 1e-37))
-        needed = tl.ceil(tl.log(threshold * (1.0 - lipschitz) / residual) / base)
+        needed = tl.ceil(tl.log(threshold * gap / residual) / log_lipschitz)
         usable = (needed > 0.0) & (needed < 1e9)
         limit = tl.where(usable, needed, 0.0).to(tl.int32) + _SPARE_ITERATIONS
     else:

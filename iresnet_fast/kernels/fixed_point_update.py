@@ -20,15 +20,31 @@ _PROGRAMS = 512
 
 @triton.jit
 def fixed_point_update_kernel(  # type: ignore[no-untyped-def]
-    y, image, x, following, partial, numel, chunk, SPLITS: tl.constexpr, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr
+    y,
+    image,
+    x,
+    before,
+    following,
+    partial,
+    partial_along,
+    numel,
+    chunk,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    ALONG: tl.constexpr,
 ):
-    """Program (sample, split): elements [split·chunk, (split+1)·chunk) of one sample."""
+    """Program (sample, split): elements [split·chunk, (split+1)·chunk) of one sample.
+
+    With ALONG it also takes the product of the difference with ``before``.
+    """
     sample = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     base = sample * numel
     start = split * chunk
     end = tl.minimum(start + chunk, numel)
     squares = tl.zeros([BLOCK], dtype=ACCUMULATE)
+    along = tl.zeros([BLOCK], dtype=ACCUMULATE)
     block = start
     while block < end:  # not range(): the interpreter of Triton 3.6 cannot take its bounds from tensors with NumPy 2.4
         offsets = block + tl.arange(0, BLOCK)
@@ -41,8 +57,12 @@ def fixed_point_update_kernel(  # type: ignore[no-untyped-def]
         tl.store(following + base + offsets, new, mask=inside)
         difference = tl.where(inside, new.to(ACCUMULATE) - old, 0.0)
         squares += difference * difference
+        if ALONG:
+            along += difference * tl.load(before + base + offsets, mask=inside, other=0.0).to(ACCUMULATE)
         block += BLOCK
     tl.store(partial + sample * SPLITS + split, tl.sum(squares, axis=0))
+    if ALONG:
+        tl.store(partial_along + sample * SPLITS + split, tl.sum(along, axis=0))
 
 
 @dataclass(frozen=True)
@@ -80,13 +100,16 @@ def launch_fixed_point_update(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tens
         y,
         image,
         x,
+        x,
         following,
+        partial,
         partial,
         numel,
         plan.chunk,
         SPLITS=plan.splits,
         BLOCK=plan.block,
         ACCUMULATE=accumulate,
+        ALONG=False,
         num_warps=plan.num_warps,
     )
     return following, partial.sum(dim=1).sqrt()

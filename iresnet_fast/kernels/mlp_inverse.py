@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activations import activate
-from .fixed_point_rule import DONE, FLAGS, IS_MIXED, NUMBERS, STOPS, TAKEN, THETA, begin, decide
+from .fixed_point_rule import DONE, FLAGS, IS_MIXED, NUMBERS, STOPS, TAKEN, THETA, begin, constants, decide
 from .layers import ENTRY, Results, pack
 from .tiles import LAUNCH, PROGRAMS, TILE, add_products
 
@@ -44,6 +44,9 @@ def mlp_inverse_kernel(  # type: ignore[no-untyped-def]
     layers,
     tol,
     lipschitz,
+    factor,
+    gap,
+    log_lipschitz,
     rounding,
     max_iterations,
     patience,
@@ -143,6 +146,9 @@ def mlp_inverse_kernel(  # type: ignore[no-untyped-def]
                 along,
                 count,
                 lipschitz,
+                factor,
+                gap,
+                log_lipschitz,
                 rounding,
                 max_iterations,
                 patience,
@@ -226,8 +232,7 @@ def launch_mlp_inverse(
             widest,
             len(weights),
             tol,
-            lipschitz,
-            4 * torch.finfo(y.dtype).eps / tol,
+            *constants(None if lipschitz < 0 else lipschitz, tol, torch.finfo(y.dtype).eps),
             max_iterations,
             patience,
             PROVEN=lipschitz >= 0,

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _torch_module
 
 from .. import _extension
 
 Fingerprint = tuple[Any, ...]
 # What torch keeps in every module besides its settings, and what an evaluation writes without changing the result.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-_BOOKKEEPING = _INTERNAL | {"frozen", "_fitted_to", "_lent_for"}
+_BOOKKEEPING = _INTERNAL | {"frozen", "held", "_fitted_to", "_lent", "_lent_for", "_lender"}
 _SETTINGS = (int, float, str, tuple)
+# Odd numbers without a pattern, as 64-bit integers with a sign.
+_FACTORS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
 
 @torch.no_grad()
 def fingerprint(module: nn.Module) -> Fingerprint:
     """Changes when a value, a setting, a hook, the mode or the structure of a module does.
 
-    The checksums see what ``.data`` hides from a tensor's version.
+    The checksums see what ``.data`` hides from a tensor's version. What a module keeps inside of other objects than
+    tensors, numbers, words and tuples is seen only when the object is another one.
     """
-    parts = list(module.modules())
-    tensors = [
-        tensor
-        for part in parts
-        for group in (part._parameters, part._buffers)
-        for tensor in group.values()
-        if tensor is not None
-    ]
+    parts = _parts(module)
+    tensors = [tensor for part in parts for tensor in _tensors(part)]
     identities = tuple((id(tensor), tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-    return identities, _checksum(tensors), tuple(map(_settings, parts))
+    everywhere = (*_torch_module._global_forward_pre_hooks.values(), *_torch_module._global_forward_hooks.values())
+    return identities, _checksum(tensors), tuple(map(_settings, parts)), tuple(map(id, everywhere))
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """Every module within once, as ``modules()`` has them, without its generators in generators."""
+    found = {id(module): module}
+    stack = [module]
+    while stack:
+        for child in stack.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                stack.append(child)
+    return list(found.values())
+
+
+def _tensors(part: nn.Module) -> Iterator[Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes."""
+    for group in (part._parameters, part._buffers):
+        yield from (tensor for tensor in group.values() if tensor is not None)
+    for name, value in vars(part).items():
+        if isinstance(value, Tensor) and name not in _BOOKKEEPING:
+            yield value
 
 
 def _checksum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
@@ -46,16 +66,21 @@ def _checksum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
 
 
 def _sum_of_bytes(tensors: list[Tensor]) -> int:
-    """A weighted sum of all bytes, eight at a time, taken on their device: one wait for it."""
+    """A sum over all bytes, eight at a time and each mixed with its place, taken on their device: one wait for it."""
     parts = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
     length = sum(part.numel() for part in parts)
-    together = torch.cat([*parts, parts[0].new_zeros(-length % 8)]).view(torch.int64)
-    weights = torch.arange(1, 2 * len(together), 2, device=together.device)
-    return int((together * weights).sum())
+    words = torch.cat([*parts, parts[0].new_zeros(-length % 8)]).view(torch.int64)
+    words = words ^ (torch.arange(1, len(words) + 1, device=words.device) * _FACTORS[0])
+    for shift, factor in zip((32, 29), _FACTORS[1:], strict=True):
+        words = words * factor
+        words = words ^ ((words >> shift) & ((1 << (64 - shift)) - 1))  # a shift that brings in zeros
+    return int(words.sum())
 
 
 def _settings(part: nn.Module) -> tuple[Any, ...]:
-    """The numbers, words and hooks that determine what a module computes besides its tensors."""
-    values = [item for item in vars(part).items() if item[0] not in _BOOKKEEPING and isinstance(item[1], _SETTINGS)]
-    functions = (vars(part).get("forward"), *part._forward_pre_hooks.values(), *part._forward_hooks.values())
-    return id(part), type(part), *values, *map(id, functions)
+    """The numbers, words, parts and functions that determine what a module computes besides its tensors."""
+    own = [(name, value) for name, value in vars(part).items() if name not in _BOOKKEEPING]
+    values = [item if isinstance(item[1], _SETTINGS) else (item[0], id(item[1])) for item in own]
+    children = [(name, id(child)) for name, child in part._modules.items()]
+    hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+    return id(part), type(part), *values, *children, *map(id, hooks)

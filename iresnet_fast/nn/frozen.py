@@ -30,7 +30,7 @@ def frozen_state(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _own_cache() -> Iterator[None]:
+def own_cache() -> Iterator[None]:
     """Parametrizations computed once within, whatever a surrounding ``parametrize.cached()`` holds."""
     before = parametrize._cache_enabled, parametrize._cache
     parametrize._cache_enabled, parametrize._cache = 0, {}
@@ -97,7 +97,7 @@ class Snapshot:
         for norm, held in zip(self._norms, self._weights, strict=True):
             norm.held = held
         try:
-            with _own_cache():
+            with own_cache():
                 yield
         finally:
             for norm, weight in zip(self._norms, before, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules import module as _torch_module
 
 from .fuse import foreign_hooks
 
@@ -12,8 +13,10 @@ def obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
     kind = type(module)
     if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
         return f"{kind.__name__} has a forward or inverse of its own"
-    if {"forward", "inverse"} & vars(module).keys():
-        return f"this {kind.__name__} has a forward or inverse of its own"
-    if foreign_hooks(module):
+    own = [name for name, value in vars(module).items() if callable(value) and hasattr(kind, name)]
+    if own:
+        names = "forward or inverse" if {"forward", "inverse"} & set(own) else own[0]
+        return f"this {kind.__name__} has a {names} of its own"
+    if foreign_hooks(module) or _torch_module._global_forward_hooks or _torch_module._global_forward_pre_hooks:
         return "a forward hook may change what it computes. Remedy: remove the hook"
     return None

@@ -140,9 +140,11 @@ class InvertibleResidualBlock(nn.Module):
         """The branch with its normalised weights, kept until it changes."""
         if parametrize._cache_enabled:  # what a surrounding cache or snapshot holds may be other weights
             return None
-        if self._known is None or self._known[0] != now:
-            self._known = now, read_branch(self.g)
-        return self._known[1]
+        known = self._known
+        if known is None or known[0] != now:
+            known = now, read_branch(self.g)
+            self._known = known if isinstance(known[1], str) or known[1].may_be_kept else None
+        return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": None}

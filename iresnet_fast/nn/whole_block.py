@@ -15,15 +15,18 @@ from torch.nn.utils import parametrize
 
 from ..ops._arguments import check_choice
 from ..ops._fixed_point import FixedPoint
+from ..ops._whole_block import missing_kernel
+from ..ops.bottleneck_inverse import OP as BOTTLENECK
 from ..ops.bottleneck_inverse import bottleneck_inverse, bottleneck_inverse_obstacle
+from ..ops.mlp_inverse import OP as MLP
 from ..ops.mlp_inverse import mlp_inverse, mlp_inverse_obstacle
 from ..solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
 from .activations import LipSwish, MaxMin
 from .branches import Bottleneck, LipschitzMLP
-from .frozen import frozen_state
+from .frozen import frozen_state, own_cache
 from .inspection import obstacle
 from .spectral_layers import SpectralConv2d, SpectralLinear
-from .spectral_norm import find_spectral_norm
+from .spectral_norm import SpectralNorm, find_spectral_norm
 
 _TOLERANCE = 1e-6
 # What iterates in low precision resolve, relative, a few times their floor; evaluations without progress at that floor.
@@ -64,6 +67,8 @@ class Branch(NamedTuple):
         parameters: (number of activations, 2), in the weights' dtype.
         circular: how convolutions pad; None of linear layers.
         input_sizes: (H, W) of the convolutions whose norms were fitted to one.
+        may_be_kept: whether a fingerprint of the module sees everything that it depends on: parametrizations other
+            than spectral norms may depend on anything.
     """
 
     weights: list[Tensor]
@@ -72,6 +77,7 @@ class Branch(NamedTuple):
     parameters: Tensor
     circular: bool | None
     input_sizes: set[tuple[int, ...]]
+    may_be_kept: bool
 
 
 def invert_branch(
@@ -129,9 +135,10 @@ def _invert_in_stages(
             solve, reason = _choose_op(read_branch(g) if branch is None else branch, y)
             first = _conclude(partial(solve, low_precision=True), reason, y, **coarse)
     if first is None:
-        with torch.autocast(y.device.type, dtype=low):
+        # Weights that a parametrization computes under autocast are not those of the last stage.
+        with own_cache(), torch.autocast(y.device.type, dtype=low):
             first = _invert_in_general(g, y, "", coarse)
-    usable = torch.isfinite(first.x).flatten(1).all(dim=1).view(-1, *(1,) * (y.dim() - 1))
+    usable = first.converged.view(-1, *(1,) * (y.dim() - 1))
     start = options.get("x0")
     near = torch.where(usable, first.x, y if start is None else start)
     last = invert_branch(g, y, branch, path=path, **{**options, "x0": near})
@@ -148,6 +155,7 @@ def _invert_in_general(g: nn.Module, y: Tensor, reason: str, options: dict[str, 
         return replace(invert_residual(g, y, **options), reason=reason)
 
 
+@torch.no_grad()
 def _conclude(
     solve: partial[FixedPoint],
     reason: str,
@@ -200,16 +208,25 @@ def _choose_op(branch: Branch | str, y: Tensor) -> tuple[partial[FixedPoint], st
 def read_branch(g: nn.Module) -> Branch | str:
     """A branch in the ops' terms, with the weights that it has now, or why no op inverts it."""
     try:
-        layers, activations, numbers = _read_chain(g)
+        with frozen_state(g):
+            layers, activations, numbers = _read_chain(g)
         circular = _read_padding(layers)
-    except _NotWholeError as why:
-        return str(why)
+    except _NotWholeError as error:
+        return str(error)
+    # Without a kernel there is no need to keep its weights.
+    known = next(g.parameters(), None)
+    if known is not None and (why := missing_kernel(MLP if circular is None else BOTTLENECK, known.device)):
+        return why
     with frozen_state(g):
-        weights = [layer.weight for layer in layers]
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     parameters = torch.stack([torch.as_tensor(n).to(weights[0]) for pair in numbers for n in pair]).view(-1, 2)
     norms = [norm for layer in layers if (norm := find_spectral_norm(layer)) is not None]
     sizes = {norm.geometry.input_size for norm in norms if norm.geometry is not None}
-    return Branch(weights, [layer.bias for layer in layers], activations, parameters, circular, sizes)
+    return Branch(weights, biases, activations, parameters, circular, sizes, all(map(_is_known, g.modules())))
+
+
+def _is_known(part: nn.Module) -> bool:
+    return not isinstance(part, parametrize.ParametrizationList) or all(isinstance(one, SpectralNorm) for one in part)
 
 
 def _read_chain(g: nn.Module) -> tuple[list[Any], list[str], list[_Pair]]:
@@ -230,12 +247,14 @@ def _read_chain(g: nn.Module) -> tuple[list[Any], list[str], list[_Pair]]:
                 raise _NotWholeError("an activation works in place")
             name, read = _ACTIVATIONS[kind]
             numbers = read(module)
+            if isinstance(numbers[0], Tensor) and numbers[0].numel() != 1:
+                raise _NotWholeError(f"a {kind.__name__} has {numbers[0].numel()} parameters")
         elif kind in _LAYERS:
             layers.append(module)
             names.append(name)
             parameters.append(numbers)
             name, numbers = "identity", _NO_NUMBERS
-        elif kind not in _IDENTITIES:
+        elif kind not in _IDENTITIES or (module.training and getattr(module, "p", 0) > 0):
             raise _NotWholeError(f"it has a {kind.__name__}")
     if not layers:
         raise _NotWholeError("it has no layers")

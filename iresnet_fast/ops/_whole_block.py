@@ -20,6 +20,8 @@ _SCHEMA = (
     "float tol, float lipschitz, int max_iterations, int patience, bool mixing, bool low) -> (Tensor, Tensor, Tensor, "
     "Tensor, Tensor)"
 )
+# What kernels count with.
+_LARGEST = 2**31 - 1
 # Alpha of ELU; beta and threshold of softplus; the slope softplus(0.5) of LipSwish.
 _DEFAULTS = {"elu": (1.0, 0.0), "softplus": (1.0, 20.0), "lipswish": (0.9740769841801067, 0.0)}
 
@@ -68,17 +70,22 @@ def check_branch(
     return offsets, parameters.to(y)
 
 
+def missing_kernel(op: Op, device: torch.device) -> str | None:
+    """That an op was written for this kind of device as a reference only; None where it has a kernel."""
+    best = op.backends.get(device.type, ("reference",))[0]
+    return f"{op.name} has no kernel for {device.type} tensors" if best == "reference" else None
+
+
 def kernel_obstacle(op: Op, device: torch.device) -> str | None:
     """Why no kernel serves an op on this device, only its reference; None where one does."""
+    if reason := missing_kernel(op, device):
+        return reason
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted != "auto" and (reason := op.obstacle(wanted, device.type)):
         return f"{VARIABLE}={wanted}, and {reason}"
     if op.choose(device) != "reference":
         return None
-    best = op.backends.get(device.type, ("reference",))[0]
-    if best == "reference":
-        return f"{op.name} has no kernel for {device.type} tensors"
-    return op.obstacle(best, device.type) or f"{VARIABLE}=reference"
+    return op.obstacle(op.backends[device.type][0], device.type) or f"{VARIABLE}=reference"
 
 
 def run(
@@ -111,8 +118,8 @@ def run(
             *options,
             float(tol),
             unproven if lipschitz is None else float(lipschitz),
-            unlimited if max_iterations is None else max_iterations,
-            patience,
+            unlimited if max_iterations is None else min(max_iterations, _LARGEST),
+            min(patience, _LARGEST),
             method == "anderson",
             low_precision,
         )
@@ -124,8 +131,8 @@ def define(
     reference: Callable[..., tuple[Tensor, ...]],
     launch: Callable[..., tuple[Tensor, ...]],
     options: str = "",
-) -> Callable[..., tuple[Tensor, ...]]:
-    """Register an op that inverts whole blocks; return the function that serves it where no kernel does.
+) -> None:
+    """Register an op that inverts whole blocks, and ``<name>_reference``, which serves where no kernel does.
 
     Args:
         name: of the op.
@@ -163,9 +170,12 @@ def define(
         residual = y.new_empty(rows, dtype=torch.promote_types(y.dtype, torch.float32))
         return y.new_empty(y.shape), residual, *counts, y.new_empty(rows, dtype=torch.bool)
 
+    schema = _SCHEMA.format(options=options)
     if not _extension.defines(name):
-        torch.library.define(qualified, _SCHEMA.format(options=options))
+        torch.library.define(qualified, schema)
         torch.library.impl(qualified, "cpu")(eager)
     torch.library.impl(qualified, "cuda")(launch)
-    torch.library.register_fake(qualified)(fake)
-    return eager
+    torch.library.define(f"{qualified}_reference", schema)
+    torch.library.impl(f"{qualified}_reference", ("cpu", "cuda"))(eager)
+    for one in (qualified, f"{qualified}_reference"):
+        torch.library.register_fake(one)(fake)

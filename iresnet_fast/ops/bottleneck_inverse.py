@@ -35,7 +35,7 @@ def bottleneck_inverse(
 
     The rule is that of :func:`iresnet_fast.solvers.invert_residual`, image by image, and nothing is raised where one
     does not converge: ``converged`` says so. On CUDA (float32) one Triton launch does all, a program per image.
-    Elsewhere the reference takes Picard's steps. Most users want
+    Elsewhere the reference takes Picard's steps, 1000 by default. Most users want
     :meth:`iresnet_fast.nn.InvertibleResidualBlock.inverse`, which calls this where it can.
 
     Args:
@@ -81,7 +81,7 @@ def bottleneck_inverse(
         OP.choose(y.device)  # raises where what was asked for cannot be served
         if low_precision:
             raise ValueError("low_precision=True needs the CUDA kernel, which does not serve this call")
-        op = _eager
+        op = torch.ops.iresnet_fast.bottleneck_inverse_reference
     return run(
         op,
         y,
@@ -104,6 +104,8 @@ def bottleneck_inverse_obstacle(y: Tensor, weights: Sequence[Tensor]) -> str | N
     """Why no kernel inverts a block of these convolutions for this y; None where one does."""
     if reason := kernel_obstacle(OP, y.device):
         return reason
+    if len(y) and not y.numel():
+        return "the images are empty"
     from ..kernels.bottleneck_inverse import obstacle  # noqa: PLC0415  (needs Triton)
 
     return obstacle([y.shape[1], *(weight.shape[0] for weight in weights)], tuple(y.shape[2:]), y.dtype)
@@ -116,7 +118,7 @@ def _launch(y: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         return launch_bottleneck_inverse(y, *arguments)
 
 
-_eager = define("bottleneck_inverse", reference, _launch, "bool circular, ")
+define("bottleneck_inverse", reference, _launch, "bool circular, ")
 
 
 def _self_test(device: torch.device) -> float:

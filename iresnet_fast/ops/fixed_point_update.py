@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from .. import _extension
 from ..reference.fixed_point_update import fixed_point_update as reference
 from ._backend import Op, register
+
+if TYPE_CHECKING:
+    from ..kernels.fixed_point_steps import FusedSteps
 
 
 def fixed_point_update(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +53,40 @@ def fixed_point_update(y: Tensor, image: Tensor, x: Tensor) -> tuple[Tensor, Ten
         following, residual = torch.ops.iresnet_fast.fixed_point_update(y, image, x)
         return following, residual
     return reference(y, image, x)
+
+
+def fused_steps(
+    y: Tensor,
+    x: Tensor,
+    *,
+    tol: float,
+    lipschitz: float | None,
+    max_iterations: int | None,
+    patience: int,
+    mixing: bool,
+) -> FusedSteps | None:
+    """An iteration whose whole step after g(x) is three launches; None where no kernel serves y.
+
+    y − g(x), its residuals, who has converged or stalled, freezing, and the next iterates by Picard or Anderson
+    (:class:`iresnet_fast.kernels.fixed_point_steps.FusedSteps`); on CUDA, in float32.
+
+    Args:
+        y: (B, ...) right-hand sides.
+        x: (B, ...) first iterates, which become the iteration's own.
+        tol: as for :func:`iresnet_fast.solvers.invert_residual`, and so are the others.
+        lipschitz: proven constant of g, or None.
+        max_iterations: limit of accepted steps.
+        patience: until a stall.
+        mixing: Anderson instead of Picard.
+    """
+    if y.device.type != "cuda" or y.dtype != torch.float32 or not y.numel() or OP.choose(y.device) != "triton":
+        return None
+    from ..kernels.fixed_point_steps import FusedSteps  # noqa: PLC0415  (needs Triton)
+
+    layout = _layout(y)
+    rule: dict[str, Any] = {"tol": tol, "lipschitz": lipschitz, "max_iterations": max_iterations}
+    rule |= {"patience": patience, "mixing": mixing}
+    return FusedSteps(y.contiguous(memory_format=layout), x.contiguous(memory_format=layout), **rule)
 
 
 _NAME = "iresnet_fast::fixed_point_update"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..ops._arguments import check_choice
 from ..ops._fixed_point import FixedPoint, check_fixed_point
+from ..ops.fixed_point_update import fused_steps
 from .arguments import ON_FAILURE, check_image
 from .iteration import Iteration
 from .result import InverseResult, conclude, sample_norms
+
+if TYPE_CHECKING:
+    from ..kernels.fixed_point_steps import FusedSteps
 
 # The batch is made smaller once this share of it has converged: moving the others costs a few passes over them.
 _WORTH_COMPACTING = 0.25
@@ -82,23 +87,17 @@ def invert_residual(
         raise TypeError(f"g must be callable, got {type(g).__name__}")
     check_fixed_point(y, tol, max_iterations, lipschitz, x0, method, patience)
     check_choice("on_failure", on_failure, ON_FAILURE)
+    compact = y.device.type == "cpu" if compact is None else compact
     # A copy: a branch that works in place must not reach the caller's tensor before it is found out.
-    iteration = Iteration(
-        y,
-        (y if x0 is None else x0).clone(),
-        tol=tol,
-        lipschitz=lipschitz,
-        max_iterations=max_iterations,
-        patience=patience,
-        mixing=method == "anderson",
-    )
-    record = _Record(y, takes_following=lipschitz is not None)
-    if y.device.type == "cpu" if compact is None else compact:
-        _run_compacting(g, iteration, record)
+    x = (y if x0 is None else x0).clone()
+    rule: dict[str, Any] = {"tol": tol, "lipschitz": lipschitz, "max_iterations": max_iterations}
+    rule |= {"patience": patience, "mixing": method == "anderson"}
+    if not compact and (steps := fused_steps(y, x, **rule)) is not None:
+        solution = _run_fused(g, steps)
     else:
-        _run_whole(g, iteration, record)
+        solution = _run(g, Iteration(y, x, **rule), _Record(y, takes_following=lipschitz is not None), compact)
     return conclude(
-        record.solution(),
+        solution,
         y,
         tol=tol,
         lipschitz=lipschitz,
@@ -110,11 +109,28 @@ def invert_residual(
     )
 
 
+def _run(g: Callable[[Tensor], Tensor], iteration: Iteration, record: _Record, compact: bool) -> FixedPoint:
+    if compact:
+        _run_compacting(g, iteration, record)
+    else:
+        _run_whole(g, iteration, record)
+    return record.solution()
+
+
+def _run_fused(g: Callable[[Tensor], Tensor], steps: FusedSteps) -> FixedPoint:
+    """Iterate the whole batch by kernels that also freeze what is done."""
+    late = _LateCheck(steps.x.device)
+    while True:
+        steps.advance(_image(g, steps.x))
+        if late.says(steps.evaluations, steps.all_done):
+            return FixedPoint(*steps.results())
+
+
 def _run_compacting(g: Callable[[Tensor], Tensor], iteration: Iteration, record: _Record) -> None:
     """Iterate; samples that are done leave the batch, once there are enough of them."""
     positions = torch.arange(len(iteration.y), device=iteration.y.device)
     while len(iteration.y):
-        _evaluate(g, iteration)
+        iteration.advance(_image(g, iteration.x))
         if bool(iteration.newly_done.any()):
             record.write(iteration, iteration.newly_done, positions[iteration.newly_done])
             share = float(iteration.done.float().mean())
@@ -126,26 +142,33 @@ def _run_compacting(g: Callable[[Tensor], Tensor], iteration: Iteration, record:
 
 def _run_whole(g: Callable[[Tensor], Tensor], iteration: Iteration, record: _Record) -> None:
     """Iterate the whole batch until all of it is done, without waiting for the device."""
-    device = iteration.y.device
-    pending: _Flag | None = None
+    late = _LateCheck(iteration.y.device)
     while len(iteration.y):
-        _evaluate(g, iteration)
+        iteration.advance(_image(g, iteration.x))
         record.merge(iteration)
-        # Every iteration at first, then after each eighth of those before.
-        if iteration.evaluations % max(1, iteration.evaluations // 8):
-            continue
-        flag = _Flag(iteration.done.all())
-        if device.type == "cpu":
-            pending = flag
-        if pending is not None and pending.read():
+        if late.says(iteration.evaluations, iteration.done.all):
             return
-        pending = flag
 
 
-def _evaluate(g: Callable[[Tensor], Tensor], iteration: Iteration) -> None:
-    x = iteration.x
+def _image(g: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     version = None if x.is_inference() else x._version
-    iteration.advance(check_image(g(x), x, version))
+    return check_image(g(x), x, version)
+
+
+class _LateCheck:
+    """Whether all is done, asked one time late on a GPU so that the host need not wait for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_late = device.type != "cpu"
+        self._pending: _Flag | None = None
+
+    def says(self, evaluations: int, all_done: Callable[[], Tensor]) -> bool:
+        """Every evaluation at first, then after each eighth of those before."""
+        if evaluations % max(1, evaluations // 8):
+            return False
+        now = _Flag(all_done())
+        asked, self._pending = (self._pending if self._is_late else now), now
+        return asked is not None and asked.read()
 
 
 class _Flag:

@@ -55,11 +55,14 @@ def compile_ahead(tmp_path):
     """Compile a Triton kernel for an architecture without a driver, and read what its cubin takes."""
     triton = require_triton()
 
-    def compile_for(kernel, architecture, signature, constants, **options):
+    def compile_for(kernel, architecture, signature, constants, aligned=False, **options):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        source = ASTSource(kernel, signature=signature, constexprs=constants)
+        # As a launch specialises where integers and pointers are divisible by 16.
+        names = [i for i, name in enumerate(kernel.arg_names) if signature[name] not in ("fp32", "constexpr")]
+        attributes = {(index,): [["tt.divisibility", 16]] for index in names} if aligned else None
+        source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
         target = GPUTarget("cuda", architecture, 32)
         compiled = triton.compile(source, target=target, options=options)
         cubin = tmp_path / "kernel.cubin"

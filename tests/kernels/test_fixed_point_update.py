@@ -63,15 +63,97 @@ def test_compiles_without_spills(compile_ahead, architecture, element):
     from iresnet_fast.kernels.fixed_point_update import fixed_point_update_kernel
 
     pointer, accumulate = f"*{element}", tl.float64 if element == "fp64" else tl.float32
-    signature = dict.fromkeys(("y", "image", "x", "following"), pointer)
-    signature |= {"partial": "*fp64" if element == "fp64" else "*fp32", "numel": "i32", "chunk": "i32"}
-    signature |= dict.fromkeys(("SPLITS", "BLOCK", "ACCUMULATE"), "constexpr")
+    sums = "*fp64" if element == "fp64" else "*fp32"
+    kinds = {"partial": sums, "partial_along": sums, "numel": "i32", "chunk": "i32"}
+    kinds |= dict.fromkeys(("SPLITS", "BLOCK", "ACCUMULATE", "ALONG"), "constexpr")
+    signature = {name: kinds.get(name, pointer) for name in fixed_point_update_kernel.arg_names}
     blocks, chosen = configurations()
     # Splits only scale an address; the ends of their range stand for all.
     for splits in (1, 64):
         for block, num_warps in {(block, num_warps) for _, block, num_warps in chosen}:
-            constants = {"SPLITS": splits, "BLOCK": block, "ACCUMULATE": accumulate}
-            used = compile_ahead(fixed_point_update_kernel, architecture, signature, constants, num_warps=num_warps)
-            assert used.stack == 0
-            assert used.shared <= SHARED_MEMORY[architecture]
+            for along in (True, False):
+                constants = {"SPLITS": splits, "BLOCK": block, "ACCUMULATE": accumulate, "ALONG": along}
+                used = compile_ahead(fixed_point_update_kernel, architecture, signature, constants, num_warps=num_warps)
+                assert used.stack == 0
+                assert used.shared <= SHARED_MEMORY[architecture]
     assert {block for _, block, _ in chosen} == set(blocks)
+
+
+STEPS = """
+import json, torch
+from iresnet_fast.kernels.fixed_point_steps import FusedSteps
+from iresnet_fast.solvers import invert_residual
+torch.manual_seed(0)
+first, second = (torch.linalg.qr(torch.randn(8, 8))[0] for _ in range(2))
+branches = {
+    "smooth": lambda x: 0.9 * torch.tanh(x.flatten(1) @ first.T).view_as(x),
+    "kinks": lambda x: (0.6 * torch.abs(x.flatten(1) @ first.T) @ second.T).view_as(x),
+}
+found = []
+for name, g in branches.items():
+    for lipschitz in (0.9 if name == "smooth" else 0.6, None):
+        for mixing in (True, False):
+            y = 5 * torch.randn(37, 2, 2, 2)
+            y[5, 0, 1, 1] = float("nan")
+            y = y.contiguous(memory_format=torch.channels_last)
+            rule = {"tol": 1e-5, "lipschitz": lipschitz, "max_iterations": None}
+            steps = FusedSteps(y, y.clone(), **rule, patience=20, mixing=mixing)
+            seen = []
+            while not bool(steps.all_done()):
+                steps.advance(g(steps.x))
+                seen.append(steps.solution.clone())
+            x, residual, iterations, evaluations, converged = steps.results()
+            method = "anderson" if mixing else "picard"
+            expected = invert_residual(g, y, **rule, method=method, on_failure="return", compact=False)
+            good = expected.converged
+            early = int(torch.where(good, evaluations, 10**6).argmin())
+            found.append({
+                "converged": bool((converged == good).all()) and int(good.sum()) == 36,
+                "steps": float((iterations == expected.iterations)[good].float().mean()),
+                "evaluations": float((evaluations == expected.evaluations)[good].float().mean()),
+                "error": float((x - expected.x)[good].abs().max()),
+                "frozen": bool(torch.equal(seen[int(evaluations[early]) - 1][early], x[early])),
+                "residual": float(((x + g(x) - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1))[good].max()),
+            })
+print(json.dumps(found))
+"""
+
+
+def test_fused_steps_follow_the_solvers_rule(interpret):
+    """Who stops when, and where: the general solver's iteration in tensors is the definition."""
+    results = interpret(STEPS)
+    assert len(results) == 8
+    for result in results:
+        assert result["converged"]
+        assert result["frozen"]
+        # Rounding decides close calls.
+        assert min(result["steps"], result["evaluations"]) >= 0.9
+        assert result["error"] <= 1e-3
+        assert result["residual"] <= 1.01e-5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("architecture", SHARED_MEMORY)
+def test_fused_steps_compile_without_spills(compile_ahead, architecture):
+    from iresnet_fast.kernels.fixed_point_steps import _TOGETHER, advance_kernel, decide_kernel
+    from iresnet_fast.kernels.fixed_point_update import BLOCKS
+
+    kinds = {"flags": "*i32", "iterations": "*i64", "evaluations": "*i64", "converged": "*i8"}
+    kinds |= dict.fromkeys(("lipschitz", "factor", "gap", "log_lipschitz", "rounding"), "fp32")
+    kinds |= dict.fromkeys(("places", "splits", "count", "max_iterations", "patience", "numel", "chunk"), "i32")
+    _, chosen = configurations()
+    launches = {(block, num_warps) for _, block, num_warps in chosen}
+    assert {block for block, _ in launches} == set(BLOCKS)
+    for proven in (True, False):
+        for mixing in (True, False):
+            for kernel, size, num_warps in [
+                (decide_kernel, {"TOGETHER": _TOGETHER}, 1),
+                *((advance_kernel, {"BLOCK": block}, num_warps) for block, num_warps in launches),
+            ]:
+                constants = {"PROVEN": proven, "MIXING": mixing, **size}
+                signature = {
+                    name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names
+                }
+                used = compile_ahead(kernel, architecture, signature, constants, num_warps=num_warps)
+                assert used.stack == 0
+                assert used.shared <= SHARED_MEMORY[architecture]

@@ -126,7 +126,11 @@ def test_compiles_without_spills(compile_ahead, architecture, name):
     kernel = getattr(importlib.import_module(f"iresnet_fast.kernels.{name}_inverse"), f"{name}_inverse_kernel")
     kinds = dict.fromkeys(("y", "x0", "weights", "biases", "parameters", "workspace", "x_out", "residual_out"), "*fp32")
     kinds |= dict.fromkeys(("table", "flags"), "*i32") | dict.fromkeys(("iterations_out", "evaluations_out"), "*i64")
-    kinds |= {"converged_out": "*i8"} | dict.fromkeys(("tol", "lipschitz", "rounding"), "fp32")
+    kinds |= {"converged_out": "*i8"} | dict.fromkeys(
+        ("tol", "lipschitz", "factor", "gap", "log_lipschitz", "rounding"), "fp32"
+    )
+    free = {"PROVEN", "MIXING", "LOW"}
+    assert {kernel.arg_names[index] for index in kernel.constexprs} == {*TILE, *free}
     for proven in (True, False):
         for mixing in (True, False):
             for low in (True, False):
@@ -135,6 +139,7 @@ def test_compiles_without_spills(compile_ahead, architecture, name):
                     argument: kinds.get(argument, "constexpr" if argument in constants else "i32")
                     for argument in kernel.arg_names
                 }
-                used = compile_ahead(kernel, architecture, signature, constants, **LAUNCH)
-                assert used.stack == 0, (proven, mixing, low)
-                assert used.shared <= SHARED_MEMORY[architecture]
+                for aligned in (False, True) if mixing else (False,):
+                    used = compile_ahead(kernel, architecture, signature, constants, aligned=aligned, **LAUNCH)
+                    assert used.stack == 0, (proven, mixing, low, aligned)
+                    assert used.shared <= SHARED_MEMORY[architecture]

@@ -47,6 +47,17 @@ for n in (0, 3):
     found = torch.ops.iresnet_fast.power_iteration_cpu(weights, u, v, [0.5] * 4, sizes, n)
     out = torch.ops.iresnet_fast.power_iteration_backward_cpu(weights, *found, [0.5] * 4, sizes)
     assert all(bool(part.isfinite().all()) for part in (*found, out))
+from iresnet_fast.reference.branches import ACTIVATIONS
+for dtype in (torch.float32, torch.float64):
+    for name in ACTIVATIONS:
+        for widths, rows in (((2, 6, 2), 1), ((34, 130, 34), 60), ((4, 4), 0), ((6, 2, 10, 6), 25)):
+            weights = [torch.randn(b, a, dtype=dtype) for a, b in zip(widths, widths[1:])]
+            weights = [0.9 * w / torch.linalg.matrix_norm(w, 2) for w in weights]
+            y = torch.randn(rows, widths[0], dtype=dtype) * 10 ** torch.randn(rows, 1, dtype=dtype)
+            y[rows // 2 :, 0] *= float("nan") if rows == 25 else 1
+            found = irf.ops.mlp_inverse(y, weights, None, [name] * len(widths), lipschitz=0.9)
+            assert bool(found.converged[: rows // 2].all()), (name, widths)
+irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(3)).eval().inverse(torch.randn(2, 3))
 """
 
 

@@ -47,6 +47,50 @@ def test_every_bit_of_every_tensor_counts():
     assert fingerprint(part) != before
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_flipped_signs_count(dtype):
+    """An even number of flipped sign bits vanishes in a plain sum of weighted words."""
+    part = nn.Linear(8, 8, device=torch.get_default_device(), dtype=dtype)
+    seen = {fingerprint(part)}
+    for flip in (slice(0, 2), slice(1, None, 2), slice(0, None, 2)):
+        part.weight.data[0, flip].neg_()
+        assert fingerprint(part) not in seen
+        seen.add(fingerprint(part))
+
+
+def test_structure_counts_where_modules_are_shared():
+    act, one = nn.Tanh(), nn.Linear(3, 3)
+    part = nn.Sequential(one, act, nn.Linear(3, 3))
+    before = fingerprint(part)
+    for change in (
+        lambda: part.append(act),
+        lambda: part.append(one),
+        lambda: part.__delitem__(-1),
+        lambda: part.insert(0, act),
+    ):
+        change()
+        assert fingerprint(part) != before
+        before = fingerprint(part)
+
+
+def test_plain_tensors_and_global_hooks_count():
+    part = nn.Linear(3, 3)
+    weight = part.weight.detach().clone()
+    del part.weight
+    part.weight = weight
+    before = fingerprint(part)
+    weight.mul_(2)
+    after = fingerprint(part)
+    assert after != before
+    handle = nn.modules.module.register_module_forward_hook(lambda *arguments: None)
+    try:
+        assert fingerprint(part) != after
+    finally:
+        handle.remove()
+    assert fingerprint(part) == after
+
+
 @pytest.mark.parametrize(
     "change",
     [

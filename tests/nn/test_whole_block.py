@@ -1,5 +1,6 @@
 """Which branches are inverted whole, and that the result says so, whatever the module looks like."""
 
+import contextlib
 import copy
 import pickle
 
@@ -212,6 +213,147 @@ def test_a_chain_reports_the_path_of_every_block():
         with pytest.raises(ValueError, match="it has a GELU") as caught:
             chain.inverse(torch.randn(5, 4), path="fused")
         assert caught.value.__notes__ == ["in block 3"]
+
+
+def test_on_a_cpu_bottlenecks_take_the_general_path_and_keep_no_weights():
+    block = InvertibleResidualBlock(irf.nn.Bottleneck(4, 6, input_size=(5, 5))).cpu().train()
+    block(torch.randn(2, 4, 5, 5, device="cpu"))
+    before = state_of(block)
+    with torch.no_grad():
+        result = block.solve_inverse(torch.randn(2, 4, 5, 5, device="cpu"), tol=1e-4)
+    assert (result.path, result.reason) == ("general", "bottleneck_inverse has no kernel for cpu tensors")
+    assert block._known[1] == result.reason
+    assert same_state(block, before)
+
+
+@pytest.mark.gpu
+def test_bottlenecks_on_a_gpu():
+    block = InvertibleResidualBlock(irf.nn.Bottleneck(4, 6, input_size=(5, 7))).cuda().eval()
+    irf.enforce(block)
+    with torch.no_grad():
+        x = torch.randn(9, 4, 5, 7, device="cuda")
+        y = block(x)
+        fused, general = (block.solve_inverse(y, path=path) for path in ("fused", "general"))
+        mixed = block.solve_inverse(y, iterate_in=torch.float16)
+    assert (fused.path, mixed.path) == ("bottleneck_inverse", "bottleneck_inverse")
+    for result in (fused, mixed):
+        assert result.certified.all()
+        assert ((result.x - x).flatten(1).norm(dim=1) <= result.error_bound).all()
+        torch.testing.assert_close(result.x, general.x, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"its norms are those of inputs of \[\(5, 7\)\]"):
+        block.inverse(torch.randn(2, 4, 6, 6, device="cuda"), path="fused")
+
+
+def test_weights_read_in_inference_mode_serve_outside():
+    block = block_of(mlp())
+    y = torch.randn(5, 4, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = block.inverse(y).clone()
+    with torch.no_grad():
+        torch.testing.assert_close(block.inverse(y), expected)
+    assert block.inverse(y.requires_grad_()).requires_grad
+
+
+def test_a_shared_activation_that_is_used_once_more():
+    """The same module at another place: neither the proof nor what was read holds."""
+    act = nn.Tanh()
+    block = InvertibleResidualBlock(nn.Sequential(nn.Linear(3, 3), act, nn.Linear(3, 3))).eval().double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(0.8)
+        irf.certify(block)
+        y = torch.randn(4, 3, dtype=torch.float64)
+        block.inverse(y)
+        block.g.append(act)
+        assert block.proven_lipschitz() is None
+        torch.testing.assert_close(block(block.inverse(y)), y, rtol=0, atol=1e-5)
+
+
+class Scaled(nn.Module):
+    """A parametrization with a state that no fingerprint sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = {"scale": 0.5}
+
+    def forward(self, weight):
+        return self.state["scale"] * weight
+
+
+def test_weights_of_unknown_parametrizations_are_read_anew():
+    layer = nn.Linear(3, 3, dtype=torch.float64)
+    parametrize.register_parametrization(layer, "weight", Scaled())
+    block = InvertibleResidualBlock(nn.Sequential(layer)).eval()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.copy_(torch.eye(3))
+        y = torch.randn(4, 3, dtype=torch.float64)
+        assert block.solve_inverse(y).path == WHOLE
+        layer.parametrizations.weight[0].state["scale"] = -0.4
+        torch.testing.assert_close(block(block.inverse(y)), y, rtol=0, atol=1e-5)
+
+
+class Bjorck(nn.Module):
+    def forward(self, weight):
+        return 1.5 * weight - 0.5 * (weight @ weight.T) @ weight
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_weights_of_low_precision_do_not_last(grad, cached):
+    layer = nn.Linear(16, 16, bias=False)
+    layer.weight = nn.Parameter(0.5 * torch.linalg.qr(torch.randn(16, 16))[0])
+    parametrize.register_parametrization(layer, "weight", Bjorck())
+    block = InvertibleResidualBlock(nn.Sequential(layer)).to(torch.get_default_device()).eval()
+    y = torch.randn(4, 16)
+    with torch.set_grad_enabled(grad), parametrize.cached() if cached else contextlib.nullcontext():
+        x = block.solve_inverse(y, iterate_in=torch.bfloat16, lipschitz=0.7).x.detach()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), y, rtol=0, atol=1e-5)
+
+
+def test_global_hooks_and_replaced_methods_take_the_general_path():
+    block = block_of(mlp())
+    y = torch.randn(4, 4, dtype=torch.float64)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: 0.9 * output)
+    try:
+        with torch.no_grad():
+            assert block.solve_inverse(y).path == "general"
+    finally:
+        handle.remove()
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    conv._conv_forward = lambda x, weight, bias: x
+    block = InvertibleResidualBlock(nn.Sequential(conv)).eval()
+    assert "_conv_forward of its own" in irf.certify(block).obstacles[0]
+
+
+def test_fields_of_the_result_have_no_graph():
+    block = block_of(mlp())
+    irf.enforce(block)
+    y = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    for path in ("fused", "general"):
+        result = block.solve_inverse(y, path=path)
+        assert result.x.requires_grad
+        assert not any(part.requires_grad for part in (result.error_bound, result.residual))
+
+
+def test_unusual_parameters_are_a_reason_not_an_error():
+    block = block_of(mlp(activation="lipswish"))
+    block.g[1].beta = nn.Parameter(torch.full((8,), 0.5, dtype=torch.float64))
+    with torch.no_grad():
+        result = block.solve_inverse(torch.randn(4, 4, dtype=torch.float64))
+    assert (result.path, result.reason) == ("general", "a LipSwish has 8 parameters")
+
+
+def test_weights_that_are_no_parameters():
+    layer = nn.Linear(3, 3, bias=False)
+    del layer.weight
+    layer.weight = torch.diag(torch.tensor([0.5, -0.3, 0.1]))
+    block = InvertibleResidualBlock(nn.Sequential(layer)).eval()
+    y = torch.randn(4, 3)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(block(block.inverse(y)), y, rtol=0, atol=1e-5)
+        layer.weight = -layer.weight
 
 
 def test_an_unknown_path():
