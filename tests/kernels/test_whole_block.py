@@ -48,7 +48,7 @@ OPTIONS = [(proven, mixing, low) for proven in (True, False) for mixing in (True
 
 PERCEPTRONS = """
 from iresnet_fast.kernels.mlp_inverse import launch_mlp_inverse
-y = torch.randn(33, 6) * torch.logspace(-1, 1, 33)[:, None]
+y = torch.randn(5, 6) * torch.logspace(-1, 1, 5)[:, None]
 y[3, 1] = float("nan")
 for activations in [("identity", "lipswish", "elu", "identity"), ("maxmin", "softplus", "maxmin", "maxmin")]:
     check(activations, launch_mlp_inverse, ((34, 6), (18, 34), (6, 18)), activations, y)
@@ -57,7 +57,7 @@ print(json.dumps(results))
 
 MORE_PERCEPTRONS = """
 from iresnet_fast.kernels.mlp_inverse import launch_mlp_inverse
-y = torch.randn(9, 70)
+y = torch.randn(35, 70)
 y[3, 1] = float("nan")
 for name in ACTIVATIONS:
     check(name, launch_mlp_inverse, ((6, 70), (70, 6)), (name, name, "identity"), y)
@@ -101,7 +101,7 @@ def judge(results, broken):
     ("program", "count", "broken"),
     [
         (PERCEPTRONS, 2, 3),
-        (BOTTLENECKS, 1, 1),
+        pytest.param(BOTTLENECKS, 1, 1, marks=pytest.mark.full),
         pytest.param(MORE_PERCEPTRONS, 15, 3, marks=pytest.mark.full),
         pytest.param(MORE_BOTTLENECKS, 11, 1, marks=pytest.mark.full),
     ],
