@@ -1,5 +1,6 @@
 """Fused models among several processes, on a CPU."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,13 @@ def run(tmp_path, program):
     script.write_text(program)
     address = f"file://{tmp_path / 'meeting'}"
     done = subprocess.run(
-        [sys.executable, script, address], capture_output=True, text=True, check=False, cwd=ROOT, timeout=240
+        [sys.executable, script, address],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # the ranks share the cores: spinning threads would starve them
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
