@@ -28,7 +28,7 @@ print([str(warning.message) for warning in caught])
 def source(tmp_path):
     """What a clone has: the sources without anything built."""
     copy = tmp_path / "source"
-    ignored = shutil.ignore_patterns("*.so", "build", ".venv", ".git", "*.egg-info", "demo", "__pycache__", ".*_cache")
+    ignored = shutil.ignore_patterns("*.so", "build", ".venv*", ".git", "*.egg-info", "demo", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, copy, ignore=ignored)
     return copy
 

@@ -92,7 +92,7 @@ branches = {
 found = []
 for name, g in branches.items():
     for lipschitz in (0.9 if name == "smooth" else 0.6, None):
-        for mixing in (True, False):
+        for mixing in MIXING:
             y = 5 * torch.randn(SAMPLES, 2, 2, 2)
             y[5, 0, 1, 1] = float("nan")
             y = y.contiguous(memory_format=torch.channels_last)
@@ -119,11 +119,11 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("samples", [6, pytest.param(37, marks=pytest.mark.full)])
-def test_fused_steps_follow_the_solvers_rule(interpret, samples):
+@pytest.mark.parametrize(("samples", "mixing"), [(6, (True,)), pytest.param(37, (True, False), marks=pytest.mark.full)])
+def test_fused_steps_follow_the_solvers_rule(interpret, samples, mixing):
     """Who stops when, and where: the general solver's iteration in tensors is the definition."""
-    results = interpret(f"SAMPLES = {samples}" + STEPS)
-    assert len(results) == 8
+    results = interpret(f"SAMPLES, MIXING = {samples}, {mixing}" + STEPS)
+    assert len(results) == 4 * len(mixing)
     for result in results:
         assert result["converged"]
         assert result["frozen"]
