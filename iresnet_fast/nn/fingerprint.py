@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,11 +27,11 @@ def fingerprint(module: nn.Module) -> Fingerprint:
     The checksums see what ``.data`` hides from a tensor's version. What a module keeps inside of other objects than
     tensors, numbers, words and tuples is seen only when the object is another one.
     """
-    parts = _parts(module)
-    tensors = [tensor for part in parts for tensor in _tensors(part)]
-    identities = tuple((id(tensor), tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+    tensors: list[Tensor] = []
+    settings = [_read(part, tensors) for part in _parts(module)]
+    identities = [(id(tensor), tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
     everywhere = (*_torch_module._global_forward_pre_hooks.values(), *_torch_module._global_forward_hooks.values())
-    return identities, _checksum(tensors), tuple(map(_settings, parts)), tuple(map(id, everywhere))
+    return tuple(identities), _checksum(tensors), tuple(settings), tuple(map(id, everywhere))
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
@@ -44,15 +44,6 @@ def _parts(module: nn.Module) -> list[nn.Module]:
                 found[id(child)] = child
                 stack.append(child)
     return list(found.values())
-
-
-def _tensors(part: nn.Module) -> Iterator[Tensor]:
-    """Parameters, buffers, and tensors that are plain attributes."""
-    for group in (part._parameters, part._buffers):
-        yield from (tensor for tensor in group.values() if tensor is not None)
-    for name, value in vars(part).items():
-        if isinstance(value, Tensor) and name not in _BOOKKEEPING:
-            yield value
 
 
 def _checksum(tensors: Iterable[Tensor]) -> tuple[int, ...]:
@@ -77,10 +68,19 @@ def _sum_of_bytes(tensors: list[Tensor]) -> int:
     return int(words.sum())
 
 
-def _settings(part: nn.Module) -> tuple[Any, ...]:
-    """The numbers, words, parts and functions that determine what a module computes besides its tensors."""
-    own = [(name, value) for name, value in vars(part).items() if name not in _BOOKKEEPING]
-    values = [item if isinstance(item[1], _SETTINGS) else (item[0], id(item[1])) for item in own]
-    children = [(name, id(child)) for name, child in part._modules.items()]
-    hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
-    return id(part), type(part), *values, *children, *map(id, hooks)
+def _read(part: nn.Module, tensors: list[Tensor]) -> tuple[Any, ...]:
+    """The numbers, words, parts and functions that determine what a module computes; its tensors go to the list."""
+    own = part.__dict__
+    found: list[Any] = [id(part), type(part)]
+    for group in (part._parameters, part._buffers):
+        tensors += [tensor for tensor in group.values() if tensor is not None]
+    for name in sorted(own.keys() - _BOOKKEEPING):
+        value = own[name]
+        if isinstance(value, Tensor):
+            tensors.append(value)
+        found += (name, value if isinstance(value, _SETTINGS) else id(value))
+    for hooks in (part._forward_pre_hooks, part._forward_hooks):
+        found += map(id, hooks.values())
+    for name, child in part._modules.items():
+        found += (name, id(child))
+    return tuple(found)

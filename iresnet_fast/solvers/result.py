@@ -93,8 +93,9 @@ def conclude(
     """What is known of a solution of x + g(x) = y; raises or warns, as ``on_failure`` says, if it did not converge."""
     precision = evaluation_precision(y)
     proven = lipschitz is not None and precision.eps <= torch.finfo(y.dtype).eps
-    bound = torch.full_like(solution.residual, math.nan)
-    if lipschitz is not None:
+    if lipschitz is None:
+        bound = torch.full_like(solution.residual, math.nan)
+    else:
         rounding = ROUNDING * precision.eps * torch.maximum(sample_norms(solution.x), sample_norms(y))
         bound = (lipschitz * solution.residual + rounding) / (1 - lipschitz)
     result = InverseResult(
