@@ -12,7 +12,7 @@ except ModuleNotFoundError:
         _sys.exit(_message)
     raise ImportError(_message) from None
 
-from . import compat, models, nn, ops, solvers
+from . import compat, data, distributions, estimators, models, nn, ops, solvers, training
 from .certificate import Certificate, certify, enforce, layer_spectra, register_lipschitz, spectra_to_markdown
 from .nn import fuse, unfuse
 from .ops import conv_norm_bound, conv_norm_certified, conv_singular_values
@@ -29,7 +29,10 @@ __all__ = [
     "conv_norm_bound",
     "conv_norm_certified",
     "conv_singular_values",
+    "data",
+    "distributions",
     "enforce",
+    "estimators",
     "fuse",
     "layer_spectra",
     "models",
@@ -38,5 +41,6 @@ __all__ = [
     "register_lipschitz",
     "solvers",
     "spectra_to_markdown",
+    "training",
     "unfuse",
 ]

@@ -17,10 +17,14 @@ from torch.nn.utils import parametrize
 from ..nn import (
     ActNorm,
     Bottleneck,
+    Center,
+    Flatten,
     InjectivePad,
     InvertibleResidualBlock,
     InvertibleSequential,
     LipschitzMLP,
+    Logit,
+    Split,
     Squeeze,
     find_spectral_norm,
     frozen_state,
@@ -29,7 +33,7 @@ from ..nn.inspection import obstacle
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
-_LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad)
+_LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad, Split, Flatten, Logit, Center)
 _CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 # enforce aims at least this far below coeff, so that rounding the weights to their dtype does not lift the norm above.
 _MARGIN = 1e-6
@@ -85,7 +89,7 @@ def certify(model: nn.Module, *, progress: Progress | None = None) -> Certificat
             links.append(_link(name, module))
             if progress is not None:
                 progress(len(links), len(parts), name)
-    blocks = tuple(link.block for link in links if link.block is not None)
+    blocks = tuple(block for link in links for block in link.blocks)
     obstacles = tuple(reason for link in links for reason in link.obstacles)
     guaranteed = all(link.inverse_lipschitz is not None for link in links)
     return Certificate(
@@ -149,7 +153,7 @@ class _Link:
     lipschitz: float | None
     inverse_lipschitz: float | None
     obstacles: tuple[str, ...] = ()
-    block: BlockBound | None = None
+    blocks: tuple[BlockBound, ...] = ()
 
 
 def _chains(module: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
@@ -179,20 +183,38 @@ def _link(name: str, module: nn.Module) -> _Link:
         module.attach_proof(block.lipschitz)
         bound = block.lipschitz
         if bound is None:
-            return _Link(None, None, block.obstacles, block)
+            return _Link(None, None, block.obstacles, (block,))
         if bound >= 1:
             too_large = (
                 f"{name}: proven Lip(g) ≤ {bound:.4g} is not below 1. Remedy: spectral_norm with a smaller coeff, or "
                 "enforce(model)"
             )
-            return _Link(1 + bound, None, (too_large,), block)
-        return _Link(1 + bound, 1 / (1 - bound), (), block)
+            return _Link(1 + bound, None, (too_large,), (block,))
+        return _Link(1 + bound, 1 / (1 - bound), (), (block,))
     if isinstance(module, ActNorm):
         bounds = (float(module.log_scale.exp().max()), float((-module.log_scale).exp().max()))
         if not (all(map(math.isfinite, bounds)) and bool(torch.isfinite(module.bias).all())):
             return _Link(None, None, (f"{name}: not proven: ActNorm's scale, its inverse or its bias is not finite",))
         return _Link(*bounds)
+    if isinstance(module, Logit):
+        steepest = (1 - 2 * module.alpha) / (module.alpha * (1 - module.alpha)) if module.alpha else math.inf
+        return _Link(steepest, 0.25 / (1 - 2 * module.alpha))
+    if isinstance(module, Split):
+        return _split(name, module)
     return _Link(1.0, 1.0)
+
+
+def _split(name: str, split: Split) -> _Link:
+    """A part of the channels passes through ``rest``, the others through the identity."""
+    links = [_link(*part) for part in _links(f"{name}.rest", split.rest)]
+    bounds = (_product([link.lipschitz for link in links]), _product([link.inverse_lipschitz for link in links]))
+    lipschitz, inverse_lipschitz = (None if bound is None else max(1.0, bound) for bound in bounds)
+    return _Link(
+        lipschitz,
+        inverse_lipschitz,
+        tuple(reason for link in links for reason in link.obstacles),
+        tuple(block for link in links for block in link.blocks),
+    )
 
 
 def _block(name: str, block: InvertibleResidualBlock) -> BlockBound:

@@ -1,5 +1,5 @@
 """Names and weights of other implementations."""
 
-from . import official
+from . import normflows, official
 
-__all__ = ["official"]
+__all__ = ["normflows", "official"]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from importlib import resources
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +18,7 @@ from ..nn import (
     fuse,
 )
 from ..nn.squeeze import SQUEEZE_ORDERS
+from .configuration import Source, build_config, check_choices, check_stages, freeze_sequences
 
 _HEADS = ("linear", "pooled")
 
@@ -65,36 +61,17 @@ class ClassifierConfig:
     head: str = "linear"
 
     def __post_init__(self) -> None:
-        for name in ("in_shape", "blocks", "hidden"):
-            value = getattr(self, name)
-            if not isinstance(value, Sequence) or not all(isinstance(entry, int) for entry in value):
-                raise ValueError(f"{name} must be a sequence of ints, got {value!r}")
-            object.__setattr__(self, name, tuple(value))
+        freeze_sequences(self, "in_shape", "blocks", "hidden")
         if self.recompute is not None and self.coeff is None:
             raise ValueError("recompute='inverse' needs branches that contract; coeff=None leaves them unconstrained")
         if len(self.in_shape) != 3 or min(self.in_shape) < 1:
             raise ValueError(f"in_shape must be (C, H, W), got {self.in_shape}")
-        if len(self.blocks) != len(self.hidden) or not self.blocks:
-            raise ValueError(
-                f"blocks and hidden need one entry per stage, got {len(self.blocks)} and {len(self.hidden)}"
-            )
-        if min(self.blocks) < 1 or min(self.hidden) < 1:
-            raise ValueError(f"blocks and hidden must be positive, got {self.blocks} and {self.hidden}")
+        if not self.blocks:
+            raise ValueError("blocks needs one entry per stage, got none")
         if self.n_classes < 2:
             raise ValueError(f"n_classes must be at least 2, got {self.n_classes}")
-        if self.coeff is not None and not 0 < self.coeff < 1:
-            raise ValueError(
-                f"coeff must be in (0, 1) for an invertible network, got {self.coeff}; None for a plain ResNet"
-            )
-        for name, choices in (("head", _HEADS), ("squeeze_order", SQUEEZE_ORDERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {getattr(self, name)!r}")
-        halvings = len(self.blocks) - 1 + self.squeeze_input
-        if any(size % 2**halvings for size in self.in_shape[1:]):
-            raise ValueError(
-                f"{len(self.blocks)} stages{' and squeeze_input' * self.squeeze_input} halve the image {halvings} "
-                f"times: H and W of in_shape={self.in_shape} must be divisible by {2**halvings}"
-            )
+        check_choices(self, {"head": _HEADS, "squeeze_order": SQUEEZE_ORDERS})
+        check_stages(self, halvings=len(self.blocks) - 1 + self.squeeze_input)
 
 
 class IResNetClassifier(nn.Module):
@@ -156,7 +133,7 @@ class IResNetClassifier(nn.Module):
             self.head = nn.Sequential(*pooling, nn.Linear(channels, config.n_classes))
 
     @classmethod
-    def from_config(cls, config: str | Path | Mapping[str, Any], **overrides: Any) -> IResNetClassifier:
+    def from_config(cls, config: Source, **overrides: Any) -> IResNetClassifier:
         """Build a network from a named configuration, a TOML file or a mapping.
 
         Args:
@@ -166,12 +143,7 @@ class IResNetClassifier(nn.Module):
         Raises:
             ValueError: an unknown name or setting; the message suggests the nearest one.
         """
-        settings = {**(config if isinstance(config, Mapping) else _read_config(config)), **overrides}
-        known = [item.name for item in fields(ClassifierConfig)]
-        for key in settings:
-            if key not in known:
-                raise ValueError(f"unknown setting {key!r}{_nearest(key, known)}")
-        return cls(ClassifierConfig(**settings))
+        return cls(build_config(ClassifierConfig, config, overrides))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes)."""
@@ -211,22 +183,3 @@ class IResNetClassifier(nn.Module):
     def extra_repr(self) -> str:
         """Shown by repr."""
         return ", ".join(f"{key}={value}" for key, value in asdict(self.config).items())
-
-
-def _read_config(config: str | Path) -> dict[str, Any]:
-    folder = resources.files(__package__) / "configs"
-    path = Path(config)
-    if path.suffix == ".toml":
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    names = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    if str(config) not in names:
-        raise ValueError(
-            f"unknown configuration {str(config)!r}{_nearest(str(config), names)}; there are {', '.join(names)}, or "
-            "the path of a .toml file"
-        )
-    return tomllib.loads((folder / f"{config}.toml").read_text(encoding="utf-8"))
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..estimators import Estimator, LogDet
+from .log_det import Bijection, sum_over_positions
+
 # A channel whose standard deviation is below this share of its size carries nothing to normalise: it keeps scale 1.
 _CONSTANT = 1e-3
 
 
-class ActNorm(nn.Module):
+class ActNorm(Bijection):
     """Per-channel affine map y = (x + bias)·exp(log_scale) (Kingma & Dhariwal 2018).
 
     The first batch seen in training mode sets bias and log_scale so that y has mean 0 and variance 1 per channel
@@ -24,7 +27,8 @@ class ActNorm(nn.Module):
     Shape: (B, C) or (B, C, ...), kept.
 
     Raises:
-        ValueError: an input with another number of channels, or an empty or non-finite first batch.
+        ValueError: an input with another number of channels; a first batch that is empty, not finite, or has a single
+            value per channel.
     """
 
     initialized: Tensor
@@ -49,17 +53,27 @@ class ActNorm(nn.Module):
         shape = self._broadcast(x)
         return (x + self.bias.view(shape)) * self.log_scale.exp().view(shape)
 
-    def inverse(self, y: Tensor) -> Tensor:
-        """The exact inverse; never initialises."""
+    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+        """The exact inverse; never initialises, and ignores options."""
         self._check(y)
         shape = self._broadcast(y)
         return y * (-self.log_scale).exp().view(shape) - self.bias.view(shape)
+
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """H·W·Σ log_scale, exactly."""
+        y = self(x)
+        return y, LogDet.exactly(sum_over_positions(self.log_scale, x))
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
         if x.numel() == 0 or not bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"ActNorm cannot initialise from this batch (shape {tuple(x.shape)}): it is empty or not finite"
+            )
+        if x.numel() == self.num_features:
+            raise ValueError(
+                f"ActNorm cannot initialise from this batch (shape {tuple(x.shape)}): a single value per channel has "
+                "no variance. Remedy: a first training batch of several samples"
             )
         axes = [axis for axis in range(x.dim()) if axis != 1]
         mean = x.mean(axes)

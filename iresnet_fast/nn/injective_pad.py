@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..estimators import Estimator, LogDet
 from ..solvers import sample_norms
+from .log_det import Bijection
 
 
-class InjectivePad(nn.Module):
+class InjectivePad(Bijection):
     """Appends channels of zeros (injective i-RevNet, Jacobsen et al. 2018): an isometry onto its range.
 
     It is injective, not onto: ``inverse`` exists for points of its range only, and no density does.
@@ -33,8 +37,8 @@ class InjectivePad(nn.Module):
             raise ValueError(f"InjectivePad needs an input (B, C, ...), got shape {tuple(x.shape)}")
         return F.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
 
-    def inverse(self, y: Tensor) -> Tensor:
-        """Drop the appended channels.
+    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+        """Drop the appended channels; options are ignored.
 
         Raises:
             ValueError: fewer channels than were appended, or appended channels that are not zero within
@@ -55,6 +59,17 @@ class InjectivePad(nn.Module):
                 "latents that the network produced, or use a network without injective padding"
             )
         return x
+
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """There is none.
+
+        Raises:
+            ValueError: always: the image fills no volume of the padded space, so no density exists on it.
+        """
+        raise ValueError(
+            "InjectivePad has no log-determinant: its image fills no volume of the padded space, so no density exists "
+            "there. Remedy: a flow without injective padding (inject=0)"
+        )
 
     def extra_repr(self) -> str:
         """Shown by repr."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..estimators import Estimator, LogDet, default_estimator
 from ..solvers import InverseResult, NotConvergedError, attach_gradient
 from .fingerprint import Fingerprint, fingerprint
 from .frozen import Snapshot, frozen_state
+from .log_det import Bijection
+from .spectral_norm import SpectralNorm
 from .whole_block import Branch, invert_branch, read_branch
 
 
-class InvertibleResidualBlock(nn.Module):
+class InvertibleResidualBlock(Bijection):
     """y = x + g(x), invertible where Lip(g) < 1 (Behrmann et al. 2019, Theorem 1).
 
     Args:
         g: any module that keeps the shape of its input and treats samples independently.
+        estimator: of the log-determinant, from :mod:`iresnet_fast.estimators`. None: exact for samples of up to 16
+            values, else :class:`~iresnet_fast.estimators.NeumannGradient`, which is unbiased.
 
     Shape: (B, ...), kept.
 
@@ -30,11 +36,12 @@ class InvertibleResidualBlock(nn.Module):
         True
     """
 
-    def __init__(self, g: nn.Module) -> None:
+    def __init__(self, g: nn.Module, *, estimator: Estimator | None = None) -> None:
         super().__init__()
         if not isinstance(g, nn.Module):
             raise TypeError(f"g must be an nn.Module, got {type(g).__name__}")
         self.g = g
+        self.estimator = estimator
         self._proof: tuple[float, Fingerprint] | None = None
         self._known: tuple[Fingerprint, Branch | str] | None = None
 
@@ -42,6 +49,10 @@ class InvertibleResidualBlock(nn.Module):
         """Map x to x + g(x)."""
         if not x.is_floating_point():
             raise TypeError(f"x must be of floating point, got {x.dtype}")
+        return x + self._branch(x)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        """The residual branch, held to what the block needs of it."""
         tracked = not (torch.compiler.is_compiling() or x.is_inference())
         version = x._version if tracked else None
         image: Tensor = self.g(x)
@@ -52,7 +63,36 @@ class InvertibleResidualBlock(nn.Module):
                 f"the residual branch maps shape {tuple(x.shape)} to {tuple(image.shape)}; x + g(x) needs a branch "
                 "that keeps it"
             )
-        return x + image
+        return image
+
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """Map x to x + g(x), and estimate log|det(I + J_g(x))|.
+
+        g is evaluated once, with the weights that a forward would use now. Where ``certify`` or ``enforce`` has proven
+        Lip(g) and the weights have not changed since, the result carries what that proves.
+
+        Args:
+            x: (B, ...) inputs.
+            estimator: in place of the block's own.
+
+        Returns:
+            y (B, ...), and a :class:`LogDet` with values (B,) in float32 or better.
+
+        Raises:
+            RuntimeError: dropout or batch normalisation in training mode: x + g(x) is no bijection then.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"x must be of floating point, got {x.dtype}")
+        self.check_invertible()
+        estimator = estimator or self.estimator or default_estimator(x[:1].numel())
+        lipschitz = None if self.training else self.proven_lipschitz()
+        image, log_det = estimator(self._branch, x, lipschitz=lipschitz, assumed=self._assumed_lipschitz())
+        return x + image, log_det
+
+    def _assumed_lipschitz(self) -> float | None:
+        """What the coefficients of the branch's layers aim at, without a proof; None where there are none."""
+        coefficients = [part.coeff for part in self.g.modules() if isinstance(part, SpectralNorm)]
+        return math.prod(coefficients) if coefficients else None
 
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
         """The x with x + g(x) = y; see :meth:`solve_inverse` for options, errors and guarantees.

@@ -10,18 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..estimators import Estimator, LogDet
 from ..solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
 from .actnorm import ActNorm
 from .frozen import frozen_state
 from .fuse import foreign_hooks
 from .injective_pad import InjectivePad
+from .log_det import Bijection, no_volume_change
+from .preprocessing import Center, Logit
 from .recompute import apply_recomputing
 from .residual_block import InvertibleResidualBlock, convolution_layout
+from .split import Flatten, Split
 from .squeeze import Squeeze
 
 # What an error in the output of a link grows to in its input, by type: the Lipschitz constant of its inverse.
 _INVERSE_LIPSCHITZ: dict[type[nn.Module], Callable[[Any], Tensor | float]] = {
     ActNorm: lambda link: (-link.log_scale.detach()).exp().max(),
+    Center: lambda link: 1.0,
+    Flatten: lambda link: 1.0,
+    Logit: lambda link: 0.25 / (1 - 2 * link.alpha),
     Squeeze: lambda link: 1.0,
     InjectivePad: lambda link: 1.0,
 }
@@ -52,7 +59,7 @@ class ChainInverseResult:
     blocks: tuple[InverseResult, ...]
 
 
-class InvertibleSequential(nn.Sequential):
+class InvertibleSequential(nn.Sequential, Bijection):
     """Invertible modules one after the other; ``inverse`` runs them backwards.
 
     Args:
@@ -128,6 +135,34 @@ class InvertibleSequential(nn.Sequential):
         """
         return _ReverseRun(self, options, progress).run(y)
 
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """Run all modules in order, and sum their log-determinants; activations are stored, whatever ``recompute``.
+
+        Args:
+            x: (B, ...) inputs.
+            estimator: of every residual block, in place of its own.
+
+        Raises:
+            TypeError: a module has no log-determinant.
+            RuntimeError: a module has hooks, which may change what it computes.
+        """
+        total = LogDet.exactly(no_volume_change(x))
+        for name, module in self._modules.items():
+            if not isinstance(module, Bijection):
+                raise TypeError(
+                    f"module {name} ({type(module).__name__}) has no log-determinant. Remedy: a subclass of "
+                    "irf.nn.Bijection with estimate_log_det"
+                )
+            if foreign_hooks(module):
+                raise RuntimeError(f"module {name} ({type(module).__name__}) has forward hooks, which see no log-det")
+            try:
+                x, log_det = module.estimate_log_det(x, estimator)
+            except (TypeError, ValueError, RuntimeError) as error:
+                error.add_note(f"in module {name} ({type(module).__name__})")
+                raise
+            total = total.plus(log_det)
+        return x, total
+
     def solve_inverse(self, y: Tensor, *, progress: Progress | None = None, **options: Any) -> ChainInverseResult:
         """Invert, run forward again, and report the measured residual, the proven error bound and each block's result.
 
@@ -154,7 +189,7 @@ class _ReverseRun:
 
     def __init__(self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None) -> None:
         self._chain, self._options, self._progress = chain, options, progress
-        self._total = sum(isinstance(module, InvertibleResidualBlock) for module in _walk(chain))
+        self._total = _count_blocks(chain)
         self.results: list[InverseResult] = []
         self.error_bound = torch.empty(0)
 
@@ -162,19 +197,27 @@ class _ReverseRun:
         if "x0" in self._options:
             raise TypeError("x0 starts the iteration of one block; a chain of blocks takes none")
         self.error_bound = torch.zeros_like(sample_norms(y.detach()))
-        x = self._chain_inverse(self._chain, convolution_layout(self._chain, y), "")
+        x = self._module_inverse(self._chain, convolution_layout(self._chain, y), "")
         return x.contiguous() if y.is_contiguous() else x
 
-    def _chain_inverse(self, chain: InvertibleSequential, y: Tensor, prefix: str) -> Tensor:
-        for name, module in reversed(chain._modules.items()):
-            path = f"{prefix}{name}"
-            if isinstance(module, InvertibleSequential):
-                y = self._chain_inverse(module, y, f"{path}.")
-            elif isinstance(module, InvertibleResidualBlock):
-                y = self._block_inverse(module, y, path)
-            elif module is not None:
-                y = self._link_inverse(module, y)
-        return y
+    def _module_inverse(self, module: nn.Module, y: Tensor, path: str) -> Tensor:
+        if isinstance(module, InvertibleSequential):
+            for name, part in reversed(module._modules.items()):
+                if part is not None:
+                    y = self._module_inverse(part, y, f"{path}.{name}" if path else name)
+            return y
+        if isinstance(module, InvertibleResidualBlock):
+            return self._block_inverse(module, y, path)
+        if isinstance(module, Split) and not foreign_hooks(module):
+            return self._split_inverse(module, y, path)
+        return self._link_inverse(module, y)
+
+    def _split_inverse(self, split: Split, z: Tensor, path: str) -> Tensor:
+        latents, factored = split.parts_of_latents(z)
+        before = self.error_bound
+        kept = self._module_inverse(split.rest, latents, f"{path}.rest")
+        self.error_bound = torch.hypot(before, self.error_bound)
+        return torch.cat([kept, factored], 1)
 
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
         x: Tensor = link.inverse(y)  # type: ignore[operator]
@@ -204,7 +247,10 @@ class _ReverseRun:
         return result.x
 
 
-def _walk(chain: InvertibleSequential) -> Iterator[nn.Module]:
-    """All modules of a chain and of the chains within, as often as they stand there."""
-    for module in chain:
-        yield from _walk(module) if isinstance(module, InvertibleSequential) else (module,)
+def _count_blocks(module: nn.Module) -> int:
+    """Residual blocks of a chain and of the chains within, as often as they stand there."""
+    if isinstance(module, InvertibleSequential):
+        return sum(_count_blocks(part) for part in module)
+    if isinstance(module, Split):
+        return _count_blocks(module.rest)
+    return int(isinstance(module, InvertibleResidualBlock))

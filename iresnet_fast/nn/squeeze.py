@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import Tensor
+
+from ..estimators import Estimator, LogDet
+from .log_det import Bijection, no_volume_change
 
 SQUEEZE_ORDERS = ("channel", "position")
 
 
-class Squeeze(nn.Module):
+class Squeeze(Bijection):
     """Invertible downsampling: every 2×2 patch becomes four channels (Dinh et al. 2017; Jacobsen et al. 2018).
 
     A permutation of the values: an isometry, with log-determinant 0.
@@ -38,8 +43,8 @@ class Squeeze(nn.Module):
         patches = patches.permute((0, 1, 3, 5, 2, 4) if self.order == "channel" else (0, 3, 5, 1, 2, 4))
         return patches.reshape(batch, 4 * channels, height // 2, width // 2)
 
-    def inverse(self, y: Tensor) -> Tensor:
-        """(B, 4C, H/2, W/2) to (B, C, H, W)."""
+    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+        """(B, 4C, H/2, W/2) to (B, C, H, W); options are ignored."""
         if y.dim() != 4 or y.shape[1] % 4:
             raise ValueError(f"Squeeze.inverse needs (B, 4C, H, W), got shape {tuple(y.shape)}")
         batch, channels, height, width = y.shape
@@ -48,6 +53,10 @@ class Squeeze(nn.Module):
         else:
             patches = y.reshape(batch, 2, 2, channels // 4, height, width).permute(0, 3, 4, 1, 5, 2)
         return patches.reshape(batch, channels // 4, 2 * height, 2 * width)
+
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """A permutation has log-determinant 0."""
+        return self(x), LogDet.exactly(no_volume_change(x))
 
     def extra_repr(self) -> str:
         """Shown by repr."""

@@ -11,18 +11,13 @@ from torch.nn.utils import parametrize
 
 import iresnet_fast as irf
 from iresnet_fast.nn import ACTIVATIONS, InvertibleResidualBlock, LipschitzMLP
-from tests.helpers import same_state, state_of
+from tests.helpers import same_state, saturated, state_of
 
 WHOLE = "mlp_inverse"
 
 
 def block_of(branch, dtype=torch.float64):
-    block = InvertibleResidualBlock(branch).to(torch.get_default_device(), dtype).eval()
-    for module in block.modules():
-        if irf.nn.find_spectral_norm(module):
-            with torch.no_grad():
-                module.parametrizations.weight.original.mul_(4)
-    return block
+    return saturated(InvertibleResidualBlock(branch).to(torch.get_default_device(), dtype).eval())
 
 
 def mlp(*hidden, **options):

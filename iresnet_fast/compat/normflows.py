@@ -1,0 +1,40 @@
+"""A bijection of this package as a flow of normflows (Stimper et al. 2023), which need not be installed for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..nn import Bijection
+
+
+class NormFlow(nn.Module):
+    """In normflows ``forward`` goes from latents to data, and ``inverse`` from data to latents; both return log-dets.
+
+    Args:
+        bijection: whose forward maps data to latents.
+        **options: of its inverse.
+
+    Example:
+        >>> block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2))
+        >>> flow = irf.compat.normflows.NormFlow(block)  # normflows.NormalizingFlow(base, [flow, ...]) takes it
+        >>> z, log_det = flow.inverse(torch.randn(5, 2))
+        >>> log_det.shape
+        torch.Size([5])
+    """
+
+    def __init__(self, bijection: Bijection, **options: Any) -> None:
+        super().__init__()
+        if not isinstance(bijection, Bijection):
+            raise TypeError(f"bijection must be an irf.nn.Bijection, got {type(bijection).__name__}")
+        self.bijection = bijection
+        self.options = options
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Data of latents (B, ...), and the log-determinant (B,) of that map."""
+        return self.bijection.inverse_and_log_det(z, **self.options)
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of data (B, ...), and the log-determinant (B,) of that map."""
+        return self.bijection.forward_and_log_det(x)

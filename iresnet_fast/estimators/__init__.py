@@ -1,0 +1,20 @@
+"""Estimators of log|det(I + J_g)|: exact, truncated, unbiased, and a gradient of constant memory."""
+
+from .exact import Exact
+from .neumann import NeumannGradient
+from .result import Estimator, LogDet
+from .series import PowerSeries, RussianRoulette
+
+__all__ = ["Estimator", "Exact", "LogDet", "NeumannGradient", "PowerSeries", "RussianRoulette", "default_estimator"]
+
+# Up to so many values per sample the whole Jacobian is cheaper than a series of products with it.
+_EXACT_UP_TO = 16
+
+
+def default_estimator(size: int) -> Estimator:
+    """What estimates where nobody chose: exact for samples of up to 16 values, else unbiased with Neumann gradients.
+
+    Args:
+        size: values per sample.
+    """
+    return Exact() if size <= _EXACT_UP_TO else NeumannGradient()

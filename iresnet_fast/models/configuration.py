@@ -1,0 +1,87 @@
+"""Named configurations: settings from a name, a TOML file or a mapping."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+_Config = TypeVar("_Config")
+Source = str | Path | Mapping[str, Any]
+
+
+def build_config(kind: type[_Config], config: Source, overrides: Mapping[str, Any]) -> _Config:
+    """A configuration of this kind.
+
+    Args:
+        kind: its dataclass.
+        config: the name of one that the package carries, the path of a TOML file, or the settings themselves.
+        overrides: settings to change.
+
+    Raises:
+        ValueError: an unknown name or setting; the message suggests the nearest one.
+    """
+    settings = {**(config if isinstance(config, Mapping) else _read(config)), **overrides}
+    known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"unknown setting {key!r}{_nearest(key, known)} of a {kind.__name__}")
+    return kind(**settings)
+
+
+def check_choices(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
+    """Raise where a setting is none of its choices."""
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(config, name)!r}")
+
+
+def freeze_sequences(config: Any, *names: str) -> None:
+    """Make tuples of ints of these settings; raise where one is not a sequence of ints."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, Sequence) or not all(isinstance(entry, int) for entry in value):
+            raise ValueError(f"{name} must be a sequence of ints, got {value!r}")
+        object.__setattr__(config, name, tuple(value))
+
+
+def check_stages(config: Any, halvings: int) -> None:
+    """Raise where a trunk of residual blocks cannot be made of these settings."""
+    if len(config.blocks) != len(config.hidden):
+        raise ValueError(
+            f"blocks and hidden need one entry per stage, got {len(config.blocks)} and {len(config.hidden)}"
+        )
+    if min((*config.blocks, *config.hidden), default=1) < 1:
+        raise ValueError(f"blocks and hidden must be positive, got {config.blocks} and {config.hidden}")
+    if config.coeff is not None and not 0 < config.coeff < 1:
+        raise ValueError(
+            f"coeff must be in (0, 1) for an invertible network, got {config.coeff}; None for a plain ResNet"
+        )
+    if any(size % 2**halvings for size in config.in_shape[1:]):
+        raise ValueError(
+            f"{len(config.blocks)} stages{' and squeeze_input' * config.squeeze_input} halve the image {halvings} "
+            f"times: H and W of in_shape={config.in_shape} must be divisible by {2**halvings}"
+        )
+
+
+def _read(config: str | Path) -> dict[str, Any]:
+    folder = resources.files(__package__) / "configs"
+    path = Path(config)
+    if path.suffix == ".toml":
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    names = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    if str(config) not in names:
+        raise ValueError(
+            f"unknown configuration {str(config)!r}{_nearest(str(config), names)}; there are {', '.join(names)}, or "
+            "the path of a .toml file"
+        )
+    return tomllib.loads((folder / f"{config}.toml").read_text(encoding="utf-8"))
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,416 @@
+"""The invertible ResNet as a density model, and as one network that classifies, too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..data import dequantize
+from ..estimators import Estimator, Exact, LogDet, NeumannGradient, PowerSeries, RussianRoulette
+from ..nn import (
+    ActNorm,
+    Bijection,
+    Bottleneck,
+    Center,
+    ChainInverseResult,
+    Flatten,
+    InvertibleResidualBlock,
+    InvertibleSequential,
+    LipschitzMLP,
+    Logit,
+    Split,
+    Squeeze,
+    frozen_state,
+    fuse,
+)
+from ..nn.preprocessing import can_look
+from .configuration import Source, build_config, check_choices, check_stages, freeze_sequences
+from .prior import NormalPrior
+
+_PREPROCESSING: dict[str, Callable[[FlowConfig], list[nn.Module]]] = {
+    "none": lambda config: [],
+    "center": lambda config: [Center()],
+    "logit": lambda config: [Logit(config.alpha)],
+}
+_ESTIMATORS: dict[str, Callable[[FlowConfig], Estimator | None]] = {
+    "auto": lambda config: None,
+    "exact": lambda config: Exact(),
+    "series": lambda config: PowerSeries(config.n_terms),
+    "roulette": lambda config: RussianRoulette(config.n_exact),
+    "neumann": lambda config: NeumannGradient(RussianRoulette(config.n_exact)),
+}
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Everything that determines an :class:`IResNetFlow`.
+
+    Attributes:
+        in_shape: (C, H, W) of images, or (D,) of vectors.
+        blocks: convolutional residual blocks of each scale; every scale but the first starts with a
+            :class:`~iresnet_fast.nn.Squeeze`. Empty for vectors.
+        hidden: hidden channels of each scale's branches.
+        fc_blocks: fully connected residual blocks, on the latents that are left at the end; all there is for vectors.
+        fc_hidden: widths of the hidden layers of their branches.
+        coeff: Lipschitz coefficient of every layer.
+        activation: a name of :data:`iresnet_fast.nn.ACTIVATIONS`.
+        actnorm: whether an :class:`~iresnet_fast.nn.ActNorm` stands before every block.
+        factor_out: whether half of the channels are latents after each scale but the last.
+        squeeze_input: whether a squeeze stands before everything.
+        preprocessing: of data in [0, 1]: ``"logit"`` (data far outside is an error) or ``"center"``; or ``"none"``.
+        alpha: of :class:`~iresnet_fast.nn.Logit`.
+        n_bits: of the integers that images are made of.
+        prior: ``"standard"`` normal, or ``"learned"``: with a learned mean and scale for each latent.
+        estimator: of the blocks' log-determinants: ``"exact"``, ``"series"`` (truncated, biased), ``"roulette"``,
+            ``"neumann"``, or ``"auto"``: exact for up to 16 values per sample, else neumann.
+        n_terms: of ``"series"``.
+        n_exact: terms that ``"roulette"`` and ``"neumann"`` always take.
+        n_classes: of a linear head on the latents; 0 for none.
+        n_power_iterations: per training forward.
+    """
+
+    in_shape: tuple[int, ...]
+    blocks: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    fc_blocks: int = 0
+    fc_hidden: tuple[int, ...] = (128, 128)
+    coeff: float = 0.9
+    activation: str = "lipswish"
+    actnorm: bool = True
+    factor_out: bool = True
+    squeeze_input: bool = False
+    preprocessing: str = "none"
+    alpha: float = 0.05
+    n_bits: int = 8
+    prior: str = "standard"
+    estimator: str = "auto"
+    n_terms: int = 10
+    n_exact: int = 2
+    n_classes: int = 0
+    n_power_iterations: int = 1
+
+    def __post_init__(self) -> None:
+        freeze_sequences(self, "in_shape", "blocks", "hidden", "fc_hidden")
+        if len(self.in_shape) not in (1, 3) or min(self.in_shape) < 1:
+            raise ValueError(f"in_shape must be (C, H, W) of images or (D,) of vectors, got {self.in_shape}")
+        if len(self.in_shape) == 1 and self.blocks:
+            raise ValueError(
+                f"blocks={self.blocks} are convolutional, and in_shape={self.in_shape} is that of vectors. Remedy: "
+                "blocks=() and fc_blocks"
+            )
+        if self.fc_blocks < 0 or not (self.blocks or self.fc_blocks):
+            raise ValueError(f"a flow needs blocks or fc_blocks, got {self.blocks} and {self.fc_blocks}")
+        if self.coeff is None:
+            raise ValueError("a flow needs branches that contract; coeff=None leaves them unconstrained")
+        if self.n_classes < 0 or self.n_classes == 1:
+            raise ValueError(f"n_classes must be 0 or at least 2, got {self.n_classes}")
+        if not 1 <= self.n_bits <= 16:
+            raise ValueError(f"n_bits must be in [1, 16], got {self.n_bits}")
+        choices = {"preprocessing": tuple(_PREPROCESSING), "estimator": tuple(_ESTIMATORS)}
+        check_choices(self, {**choices, "prior": ("standard", "learned")})
+        if self.factor_out and len(self.blocks) > 1 and self.in_shape[0] == 1 and not self.squeeze_input:
+            raise ValueError(
+                "factor_out needs at least two channels to split, and in_shape has one. Remedy: squeeze_input=True or "
+                "factor_out=False"
+            )
+        check_stages(self, halvings=max(0, len(self.blocks) - 1) + self.squeeze_input)
+
+
+class FlowOutput(NamedTuple):
+    """What a flow says of its data.
+
+    Attributes:
+        log_prob: (B,) log p(x) in nats.
+        latents: (B, D).
+        log_det: of the map from data to latents.
+        logits: (B, n_classes), or None without a head.
+    """
+
+    log_prob: Tensor
+    latents: Tensor
+    log_det: LogDet
+    logits: Tensor | None
+
+
+class BitsPerDim(NamedTuple):
+    """Bits per dimension of a data set.
+
+    Attributes:
+        mean: over the samples.
+        standard_error: of the mean, from the spread between batches: of the samples, of the noise that dequantises
+            them and of the log-determinants' estimates together.
+        bias_bound: proven bound of the bias of the log-determinants' estimates; 0 where they are unbiased.
+        n_samples: how many there were.
+    """
+
+    mean: float
+    standard_error: float
+    bias_bound: float
+    n_samples: int
+
+
+class IResNetFlow(nn.Module):
+    """Multi-scale normalizing flow of invertible residual blocks (Behrmann et al. 2019; Chen et al. 2019).
+
+    log p(x) = log p(z) + log|det J_F(x)| with z = F(x). ``forward`` is the map from data to latents, so that training
+    and densities need no inverse; sampling and reconstruction do.
+
+    Args:
+        config: see :class:`FlowConfig`.
+
+    Shape: (B, *in_shape), floating dtypes, to latents (B, D).
+
+    Example:
+        >>> flow = irf.models.IResNetFlow.from_config({"in_shape": (2,), "fc_blocks": 4})
+        >>> flow(torch.randn(5, 2)).log_prob.shape
+        torch.Size([5])
+    """
+
+    def __init__(self, config: FlowConfig) -> None:
+        super().__init__()
+        if not isinstance(config, FlowConfig):
+            raise TypeError(f"config must be a FlowConfig, got {type(config).__name__}; from_config takes the others")
+        self.config = config
+        self.n_latents = math.prod(config.in_shape)
+        scales = _build_scale(config, 0, config.in_shape)
+        self.trunk = InvertibleSequential(*_PREPROCESSING[config.preprocessing](config), *scales)
+        self.prior = NormalPrior(self.n_latents, learned=config.prior == "learned")
+        self.head = nn.Linear(self.n_latents, config.n_classes) if config.n_classes else None
+        fuse(self)
+
+    @classmethod
+    def from_config(cls, config: Source, **overrides: Any) -> IResNetFlow:
+        """Build a flow from a named configuration, a TOML file or a mapping.
+
+        Args:
+            config: a name (``"density2d"``, ``"digits-flow"``), the path of a TOML file, or the settings themselves.
+            **overrides: settings of :class:`FlowConfig` to change.
+
+        Raises:
+            ValueError: an unknown name or setting; the message suggests the nearest one.
+        """
+        return cls(build_config(FlowConfig, config, overrides))
+
+    def forward(self, x: Tensor, estimator: Estimator | None = None) -> FlowOutput:
+        """Latents, log-density and, with a head, the class of data (B, *in_shape).
+
+        Args:
+            x: data in the range of the preprocessing; images are dequantised.
+            estimator: of the log-determinants, in place of the blocks' own.
+
+        Raises:
+            ValueError: another shape, NaN or infinite values, values outside the preprocessing's range.
+            TypeError: integers, which have no density.
+        """
+        self._check_data(x)
+        z, log_det = self.trunk.estimate_log_det(x, estimator)
+        log_prob = self.prior.log_prob(z) + log_det.value
+        return FlowOutput(log_prob, z, log_det, None if self.head is None else self.head(z))
+
+    def log_prob(self, x: Tensor, estimator: Estimator | None = None) -> Tensor:
+        """Log p(x) (B,) in nats; arguments and errors are those of :meth:`forward`."""
+        output: FlowOutput = self(x, estimator)
+        return output.log_prob
+
+    def features(self, x: Tensor) -> Tensor:
+        """Latents (B, D) of data, without a log-determinant."""
+        self._check_data(x)
+        z: Tensor = self.trunk(x)
+        return z
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, n_classes) of data.
+
+        Raises:
+            ValueError: the flow has no head.
+        """
+        if self.head is None:
+            raise ValueError("this flow has no classes. Remedy: n_classes in its configuration")
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    def inverse(self, z: Tensor, **options: Any) -> Tensor:
+        """Data whose latents are z; options and errors as for :meth:`InvertibleResidualBlock.solve_inverse`."""
+        return self.trunk.inverse(z, **options)
+
+    def solve_inverse(self, z: Tensor, **options: Any) -> ChainInverseResult:
+        """Invert, with the measured residual and every block's result."""
+        return self.trunk.solve_inverse(z, **options)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        temperature: float = 1.0,
+        batch_size: int = 4096,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draw data (n, *in_shape): latents of the prior, inverted.
+
+        Args:
+            n: how many.
+            temperature: factor of the prior's standard deviation.
+            batch_size: how many are inverted together.
+            generator: of the latents, on their device.
+            **options: of the inverse.
+
+        Raises:
+            RuntimeError: an :class:`ActNorm` has not seen data yet.
+            NotConvergedError: a block did not converge.
+        """
+        for name, part in self.named_modules():
+            if isinstance(part, ActNorm) and not bool(part.initialized):
+                raise RuntimeError(
+                    f"{name} (ActNorm) has not been initialised: the flow has seen no data, and its samples would mean "
+                    "nothing. Remedy: train it, or load a state dict"
+                )
+        latents = self.prior.sample(n, temperature, generator)
+        with frozen_state(self):
+            parts = [self.inverse(z, **options) for z in latents.split(batch_size)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, **options: Any) -> Tensor:
+        """X (B, *in_shape) through the latents and back; options are those of the inverse."""
+        with frozen_state(self):
+            return self.inverse(self.features(x), **options)
+
+    @torch.no_grad()
+    def interpolate(self, start: Tensor, end: Tensor, n_steps: int = 8, **options: Any) -> Tensor:
+        """Data on the straight lines between the latents of start and end, both of them included.
+
+        Args:
+            start: (B, *in_shape).
+            end: (B, *in_shape).
+            n_steps: points of each line, at least 2.
+            **options: of the inverse.
+
+        Returns:
+            (n_steps, B, *in_shape).
+        """
+        if n_steps < 2 or start.shape != end.shape:
+            raise ValueError(
+                f"interpolate needs n_steps ≥ 2 and equal shapes, got {n_steps}, {tuple(start.shape)} and "
+                f"{tuple(end.shape)}"
+            )
+        with frozen_state(self):
+            z0, z1 = self.features(start), self.features(end)
+            weights = torch.linspace(0, 1, n_steps, dtype=z0.dtype, device=z0.device).view(-1, 1, 1)
+            x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), **options)
+        return x.view(n_steps, *start.shape)
+
+    @torch.no_grad()
+    def bits_per_dim(self, batches: Iterable[Any], estimator: Estimator | None = None) -> BitsPerDim:
+        """Bits per dimension, −log₂ p of an integer image per value, averaged over all batches.
+
+        Integers in [0, 2^n_bits) are dequantised by uniform noise, which bounds their probability from below (Theis
+        et al. 2016); data of floating point is taken as dequantised already, in [0, 1].
+
+        Args:
+            batches: tensors (B, *in_shape), or tuples that start with one, as data loaders give.
+            estimator: of the log-determinants, in place of the blocks' own.
+
+        Raises:
+            ValueError: no data; the flow is in training mode; a truncated series without a proven bound of its bias.
+        """
+        if self.training:
+            raise ValueError("bits_per_dim of a flow in training mode. Remedy: flow.eval() first")
+        totals, sizes, bias = [], [], 0.0
+        device = next(self.parameters()).device
+        for batch in batches:
+            images = batch if isinstance(batch, Tensor) else batch[0]
+            x = images.to(device)
+            if not x.is_floating_point():
+                x = dequantize(x, self.config.n_bits)
+            elif x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
+                raise ValueError(
+                    f"bits_per_dim takes integers, or dequantised data in [0, 1]; got values from "
+                    f"{float(x.min()):.6g} to {float(x.max()):.6g}"
+                )
+            output: FlowOutput = self(x, estimator)
+            totals.append(float(output.log_prob.double().sum()))
+            sizes.append(len(x))
+            bias = max(bias, output.log_det.bias_bound)
+            if math.isnan(output.log_det.bias_bound):
+                raise ValueError(
+                    "a truncated series without a proven Lipschitz constant has a bias of unknown size. Remedy: "
+                    "certify(flow) first, or the unbiased estimator irf.estimators.RussianRoulette()"
+                )
+        if not sum(sizes):
+            raise ValueError("bits_per_dim of no data")
+        unit = self.n_latents * math.log(2)
+        nats = -sum(totals) / sum(sizes)
+        # Batches are the units: the number of terms of a series is drawn for all samples of one together.
+        deviations = [(-total - size * nats) ** 2 for total, size in zip(totals, sizes, strict=True)]
+        spread = math.inf if len(sizes) < 2 else math.sqrt(math.fsum(deviations) * len(sizes) / (len(sizes) - 1))
+        return BitsPerDim(nats / unit + self.config.n_bits, spread / sum(sizes) / unit, bias / unit, sum(sizes))
+
+    def _check_data(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.config.in_shape:
+            raise ValueError(f"this flow takes (B, {', '.join(map(str, self.config.in_shape))}), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"a density is one of continuous data, got {x.dtype}: integers have none. Remedy: "
+                "irf.data.dequantize(images)"
+            )
+        if self.config.preprocessing != "logit" and can_look():  # Logit looks itself
+            bad = ~torch.isfinite(x).flatten(1).all(1)
+            if bool(bad.any()):
+                raise ValueError(f"{int(bad.sum())} of {len(x)} samples have NaN or infinite values")
+
+    def extra_repr(self) -> str:
+        """Shown by repr."""
+        return ", ".join(f"{key}={value}" for key, value in asdict(self.config).items())
+
+
+def _build_scale(config: FlowConfig, scale: int, shape: tuple[int, ...]) -> list[Bijection]:
+    """The modules from a scale on, to the latents as vectors."""
+    if scale == len(config.blocks):
+        return _build_end(config, shape)
+    parts: list[Bijection] = []
+    if scale or config.squeeze_input:
+        parts.append(Squeeze())
+        shape = (4 * shape[0], shape[1] // 2, shape[2] // 2)
+    for index in range(config.blocks[scale]):
+        branch = Bottleneck(
+            shape[0],
+            config.hidden[scale],
+            coeff=config.coeff,
+            input_size=shape[1:],
+            activation=config.activation,
+            preactivation=scale + index > 0,
+            n_power_iterations=config.n_power_iterations,
+        )
+        parts += _block(config, branch, shape[0])
+    if config.factor_out and scale + 1 < len(config.blocks):
+        kept = shape[0] - shape[0] // 2
+        rest = InvertibleSequential(*_build_scale(config, scale + 1, (kept, *shape[1:])))
+        return [*parts, Split(rest, shape)]
+    return parts + _build_scale(config, scale + 1, shape)
+
+
+def _build_end(config: FlowConfig, shape: tuple[int, ...]) -> list[Bijection]:
+    size = math.prod(shape)
+    parts: list[Bijection] = [Flatten(shape)] if len(shape) > 1 else []
+    for _ in range(config.fc_blocks):
+        branch = LipschitzMLP(
+            size,
+            config.fc_hidden,
+            coeff=config.coeff,
+            activation=config.activation,
+            n_power_iterations=config.n_power_iterations,
+        )
+        parts += _block(config, branch, size)
+    return parts
+
+
+def _block(config: FlowConfig, branch: nn.Module, channels: int) -> list[Bijection]:
+    block = InvertibleResidualBlock(branch, estimator=_ESTIMATORS[config.estimator](config))
+    return [ActNorm(channels), block] if config.actnorm else [block]

@@ -1,0 +1,69 @@
+"""What invertible modules with a log-determinant have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..estimators import Estimator, LogDet
+from .frozen import frozen_state
+
+
+class Bijection(nn.Module):
+    """An invertible module of which the volume change is known: the base of all that have a log-determinant.
+
+    A subclass has ``forward``, ``inverse`` and ``estimate_log_det``.
+    """
+
+    @abstractmethod
+    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+        """The x that is mapped to y."""
+
+    @abstractmethod
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """The image of x and log|det J| there, with what is known of its error.
+
+        Args:
+            x: (B, ...) inputs.
+            estimator: of residual blocks, in place of their own.
+
+        Returns:
+            What ``forward`` returns, and a :class:`LogDet` with values of shape (B,).
+        """
+
+    def forward_and_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, Tensor]:
+        """The image of x, and log|det J| there (B,); arguments as for :meth:`estimate_log_det`."""
+        y, log_det = self.estimate_log_det(x, estimator)
+        return y, log_det.value
+
+    def inverse_and_log_det(
+        self, y: Tensor, estimator: Estimator | None = None, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The x that is mapped to y, and the log-determinant of the inverse there: −log|det J| at x, not at y.
+
+        Args:
+            y: (B, ...) outputs.
+            estimator: as for :meth:`estimate_log_det`.
+            **options: of ``inverse``.
+
+        Returns:
+            x (B, ...) and the log-determinants (B,).
+        """
+        x = self.inverse(y, **options)
+        with frozen_state(self):
+            return x, -self.forward_and_log_det(x, estimator)[1]
+
+
+def sum_over_positions(per_channel: Tensor, x: Tensor) -> Tensor:
+    """Log-scales of channels (C,), the same at every position and in every sample of x (B, C, ...), summed to (B,)."""
+    positions = x[:1, :1].numel() if len(x) else 0
+    dtype = torch.promote_types(per_channel.dtype, torch.float32)
+    return (per_channel.sum(dtype=dtype) * positions).expand(len(x))
+
+
+def no_volume_change(x: Tensor) -> Tensor:
+    """The log-determinant (B,) of an isometry."""
+    return torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)

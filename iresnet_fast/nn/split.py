@@ -1,0 +1,116 @@
+"""Factoring out: half of the channels are latents already, the rest goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..estimators import Estimator, LogDet
+from .log_det import Bijection, no_volume_change
+
+
+class Flatten(Bijection):
+    """(B, *in_shape) to (B, D) and back: the latents of a flow as vectors.
+
+    Args:
+        in_shape: of a sample.
+
+    Raises:
+        ValueError: an input of another shape.
+    """
+
+    def __init__(self, in_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.in_shape = tuple(in_shape)
+        if not self.in_shape or min(self.in_shape) < 1:
+            raise ValueError(f"in_shape must be the positive sizes of a sample, got {in_shape!r}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *in_shape) to (B, D)."""
+        if tuple(x.shape[1:]) != self.in_shape:
+            raise ValueError(f"Flatten needs (B, {', '.join(map(str, self.in_shape))}), got {tuple(x.shape)}")
+        return x.flatten(1)
+
+    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+        """(B, D) to (B, *in_shape)."""
+        _check_vectors(y, math.prod(self.in_shape))
+        return y.reshape(len(y), *self.in_shape)
+
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """A change of shape has log-determinant 0."""
+        return self(x), LogDet.exactly(no_volume_change(x))
+
+    def extra_repr(self) -> str:
+        """Shown by repr."""
+        return f"{self.in_shape}"
+
+
+class Split(Bijection):
+    """Factor-out of multi-scale flows (Dinh et al. 2017): the first half of the channels passes through ``rest``.
+
+    The second half are latents as they are. All latents are one vector: first what ``rest`` returns, then the second
+    half.
+
+    Args:
+        rest: maps (B, C − C//2, H, W) to vectors of as many values, as a chain with a :class:`Flatten` does.
+        in_shape: (C, ...) of a sample, C ≥ 2.
+
+    Shape: (B, C, ...) to (B, D).
+
+    Raises:
+        ValueError: a single channel; an input of another shape.
+        TypeError: ``rest`` has no ``inverse``.
+    """
+
+    def __init__(self, rest: nn.Module, in_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.in_shape = tuple(in_shape)
+        if not self.in_shape or self.in_shape[0] < 2:
+            raise ValueError(f"a split needs at least two channels, got in_shape={in_shape!r}")
+        if not callable(getattr(rest, "inverse", None)):
+            raise TypeError(f"rest ({type(rest).__name__}) has no inverse method")
+        self.rest = rest
+        self.n_kept = self.in_shape[0] - self.in_shape[0] // 2
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes on (B, C − C//2, ...), and what is factored out, as vectors."""
+        if tuple(x.shape[1:]) != self.in_shape:
+            raise ValueError(f"Split needs (B, {', '.join(map(str, self.in_shape))}), got {tuple(x.shape)}")
+        return x[:, : self.n_kept], x[:, self.n_kept :].flatten(1)
+
+    def parts_of_latents(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``rest`` returned, and what was factored out (B, C//2, ...)."""
+        size = math.prod(self.in_shape)
+        _check_vectors(z, size)
+        kept = size // self.in_shape[0] * self.n_kept
+        return z[:, :kept], z[:, kept:].reshape(len(z), self.in_shape[0] - self.n_kept, *self.in_shape[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) to latents (B, D)."""
+        kept, factored = self.parts(x)
+        return torch.cat([self.rest(kept), factored], 1)
+
+    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+        """Latents (B, D) to (B, C, ...); options are those of the inverse of ``rest``."""
+        kept, factored = self.parts_of_latents(y)
+        return torch.cat([self.rest.inverse(kept, **options), factored], 1)  # type: ignore[operator]
+
+    def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
+        """That of ``rest``: what is factored out does not change."""
+        kept, factored = self.parts(x)
+        rest: Any = self.rest
+        latents, log_det = rest.estimate_log_det(kept, estimator)
+        return torch.cat([latents, factored], 1), log_det
+
+    def extra_repr(self) -> str:
+        """Shown by repr."""
+        return f"in_shape={self.in_shape}"
+
+
+def _check_vectors(z: Tensor, size: int) -> None:
+    if z.dim() != 2 or z.shape[1] != size:
+        raise ValueError(f"latents must be (B, {size}), got {tuple(z.shape)}")

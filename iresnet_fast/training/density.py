@@ -1,0 +1,170 @@
+"""Training a flow by maximum likelihood, alone or together with classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..data import dequantize
+from ..estimators import Estimator
+from ..models import FlowOutput, IResNetFlow
+
+UNLABELLED = -1
+# So many steps without a finite loss and gradient in a row, and training is over.
+_HOPELESS = 10
+
+
+@dataclass
+class FitReport:
+    """What happened in training.
+
+    Attributes:
+        steps: optimiser steps that were taken.
+        skipped: steps that were not, for a loss or gradient that was not finite.
+        losses: of the steps taken.
+    """
+
+    steps: int
+    skipped: int
+    losses: list[float]
+
+
+def hybrid_loss(
+    output: FlowOutput, labels: Tensor | None = None, *, density_weight: float = 1.0, class_weight: float = 1.0
+) -> Tensor:
+    """class_weight·(cross-entropy) − density_weight·(log p(x) per dimension), averaged (Chen et al. 2019, Section 5.4).
+
+    Args:
+        output: of a flow.
+        labels: (B,) int64, −1 where a sample has no label; it counts for the density alone. None: density alone.
+        density_weight: λ of the density.
+        class_weight: of the classes.
+
+    Returns:
+        A scalar in nats.
+
+    Raises:
+        ValueError: labels for a flow without a head, or weights that are negative.
+    """
+    if min(density_weight, class_weight) < 0:
+        raise ValueError(f"weights must not be negative, got {density_weight} and {class_weight}")
+    dimensions = output.latents.shape[1]
+    loss = -density_weight * output.log_prob.mean() / dimensions
+    if labels is None or not class_weight:
+        return loss
+    if output.logits is None:
+        raise ValueError("labels need a flow with a head. Remedy: n_classes in its configuration")
+    labelled = labels != UNLABELLED
+    # Averaged over those that have a label; without any the sum is 0.
+    entropies = F.cross_entropy(output.logits, labels, ignore_index=UNLABELLED, reduction="sum")
+    return loss + class_weight * entropies / labelled.sum().clamp_min(1)
+
+
+def fit_flow(
+    model: IResNetFlow,
+    data: Tensor | Callable[[int], Tensor],
+    labels: Tensor | None = None,
+    *,
+    steps: int,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    weight_decay: float = 0.0,
+    clip: float = 1.0,
+    density_weight: float = 1.0,
+    class_weight: float = 1.0,
+    average: float | None = None,
+    estimator: Estimator | None = None,
+    seed: int = 0,
+    on_step: Callable[[int, float], None] | None = None,
+) -> FitReport:
+    """Train by Adam with a one-cycle learning rate; changes the model in place, and leaves it in training mode.
+
+    A step whose loss or gradient is not finite is skipped and counted; ten in a row end the training.
+
+    Args:
+        model: the flow.
+        data: (N, *in_shape), integers are dequantised anew in every step; or a function that draws a batch of so many.
+        labels: (N,) int64 for :func:`hybrid_loss`, −1 where there is none.
+        steps: optimiser steps.
+        batch_size: samples per step.
+        lr: highest learning rate.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        density_weight: of :func:`hybrid_loss`.
+        class_weight: of :func:`hybrid_loss`.
+        average: decay of an exponential moving average of the parameters, which the model has in the end; None for
+            the last parameters.
+        estimator: of the log-determinants, in place of the blocks' own.
+        seed: of the order, and of what estimators and dequantisation draw.
+        on_step: called with the step (from 1) and its loss.
+
+    Returns:
+        The :class:`FitReport`.
+
+    Raises:
+        ValueError: no data, labels of another number, no steps.
+        RuntimeError: ten steps in a row were skipped.
+    """
+    if steps < 1 or batch_size < 1:
+        raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+    if isinstance(data, Tensor) and (not len(data) or (labels is not None and len(labels) != len(data))):
+        raise ValueError(
+            f"need data, and as many labels: got {len(data)} samples, {None if labels is None else len(labels)}"
+        )
+    if callable(data) and labels is not None:
+        raise ValueError("labels belong to data that is a tensor, not to a function that draws some")
+    torch.manual_seed(seed)
+    batches = _batches(data, labels, batch_size)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+    averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    report, in_a_row = FitReport(0, 0, []), 0
+    model.train()
+    for step in range(1, steps + 1):
+        x, y = next(batches)
+        x = x if x.is_floating_point() else dequantize(x, model.config.n_bits)
+        loss = hybrid_loss(model(x, estimator), y, density_weight=density_weight, class_weight=class_weight)
+        optimizer.zero_grad()
+        loss.backward()
+        size = nn.utils.clip_grad_norm_(parameters, clip).item()
+        value = loss.item()
+        if math.isfinite(value) and math.isfinite(size):
+            optimizer.step()
+            schedule.step()
+            report.steps, in_a_row = report.steps + 1, 0
+            report.losses.append(value)
+            if averaged is not None:
+                averaged.update_parameters(model)
+        else:
+            report.skipped, in_a_row = report.skipped + 1, in_a_row + 1
+            if in_a_row == _HOPELESS:
+                raise RuntimeError(
+                    f"{in_a_row} steps in a row had a loss ({value}) or a gradient (norm {size}) that is not finite, "
+                    f"the last of them step {step}. Remedy: a smaller lr than {lr}, or data without extreme values"
+                )
+        if on_step is not None:
+            on_step(step, value)
+    if averaged is not None and report.steps:
+        with torch.no_grad():  # evaluation fits the power iterations' vectors to the weights that changed here
+            for parameter, mean in zip(parameters, averaged.module.parameters(), strict=True):
+                parameter.copy_(mean)
+    return report
+
+
+def _batches(
+    data: Tensor | Callable[[int], Tensor], labels: Tensor | None, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches without end; a tensor's samples in an order that is drawn anew in every pass."""
+    while not isinstance(data, Tensor):
+        yield data(batch_size), None
+    while True:
+        for batch in torch.randperm(len(data), device="cpu").split(batch_size):
+            if len(batch) == min(batch_size, len(data)):
+                yield data[batch], None if labels is None else labels[batch]

@@ -1,0 +1,55 @@
+"""Densities in the plane, and dequantisation."""
+
+import math
+
+import pytest
+import torch
+
+from iresnet_fast.data import DENSITIES_2D, density2d, dequantize
+
+
+@pytest.mark.parametrize("name", DENSITIES_2D)
+def test_samples_are_finite_inside_and_reproducible(name):
+    density = density2d(name)
+    x = density.sample(5000, seed=1)
+    assert x.shape == (5000, 2)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, density.sample(5000, seed=1))
+    assert not torch.equal(x, density.sample(5000, seed=2))
+    assert float((x.abs() <= density.extent).all(1).float().mean()) > 0.99
+
+
+@pytest.mark.parametrize("name", [name for name, density in DENSITIES_2D.items() if density.log_prob])
+def test_log_density_and_entropy(name):
+    density = density2d(name)
+    ticks = torch.arange(-8, 8, 0.02, dtype=torch.float64) + 0.01
+    log_prob = density.log_prob(torch.cartesian_prod(ticks, ticks))
+    mass = log_prob.exp() * 0.02**2
+    assert float(mass.sum()) == pytest.approx(1, abs=1e-6)
+    x = density.sample(100_000).double()
+    found = -density.log_prob(x)
+    assert torch.isfinite(found).all()
+    error = float(found.std()) / math.sqrt(len(x))
+    assert float(found.mean()) == pytest.approx(density.entropy, abs=4 * error + 1e-7)
+
+
+def test_unknown_density():
+    with pytest.raises(ValueError, match="no density 'moon'; there are 8gaussians, checkerboard"):
+        density2d("moon")
+
+
+def test_dequantize():
+    images = torch.randint(256, (100, 3, 4, 4), dtype=torch.uint8)
+    x = dequantize(images)
+    assert x.dtype == torch.float32
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert torch.equal((x * 256).floor().clamp_max(255).to(torch.uint8), images)
+    noise = x * 256 - images
+    assert float(noise.mean()) == pytest.approx(0.5, abs=0.02)
+    assert dequantize(torch.full((1000,), 31), 5).max() <= 1
+    assert dequantize(images[:0]).shape == (0, 3, 4, 4)
+    with pytest.raises(TypeError, match="dequantize takes integers, got torch.float32"):
+        dequantize(x)
+    with pytest.raises(ValueError, match=r"integers of 5 bits are in \[0, 31\], got 0 to 40"):
+        dequantize(torch.tensor([0, 40]), 5)
