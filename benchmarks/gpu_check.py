@@ -20,7 +20,9 @@ CASE_SECONDS = {
     "conv_spectrum": 50,
     "conv_symbol": 30,
     "fixed_point_update": 30,
+    "flow2d": 5,
     "inverse": 60,
+    "log_det": 25,
     "recompute": 20,
     "spectral_norm": 40,
 }

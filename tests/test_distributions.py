@@ -65,7 +65,7 @@ def test_log_det_of_both_directions(flow):
 
 
 def test_images_have_event_shapes(images):
-    density = TransformedDistribution(base(16), [FlowTransform(images).inv])
+    density = TransformedDistribution(base(16), [FlowTransform(images).inv], validate_args=True)
     assert density.event_shape == (1, 4, 4)
     x = torch.rand(3, 1, 4, 4)
     torch.testing.assert_close(density.log_prob(x), images.log_prob(x))

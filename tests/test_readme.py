@@ -20,7 +20,9 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/inverting.md", "docs/normalisation.md", "docs/spectra.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/density.md", "docs/inverting.md", "docs/normalisation.md", "docs/spectra.md"]
+)
 def test_examples_print_what_the_documents_show(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", text, re.DOTALL)

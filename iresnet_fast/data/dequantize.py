@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def dequantize(images: Tensor, n_bits: int = 8, *, generator: torch.Generator | None = None) -> Tensor:
-    """(x + u)/2^n_bits with u uniform in [0, 1): integers in [0, 2^n_bits) as continuous data in [0, 1].
+def dequantize(images: Tensor, n_levels: int = 256, *, generator: torch.Generator | None = None) -> Tensor:
+    """(x + u)/n_levels with u uniform in [0, 1): integers in [0, n_levels) as continuous data in [0, 1].
 
-    A density of the result bounds the integers' probability: log P(x) ≥ E[log p((x + u)/2^n)] − D·n·log 2 (Theis et
-    al. 2016).
+    A density of the result bounds the integers' probability from below: log P(x) ≥ E[log p((x + u)/n)] − D·log n
+    (Theis et al. 2016).
 
     Args:
         images: (B, ...) of an integer dtype.
-        n_bits: of the integers.
+        n_levels: how many values there can be; 256 for 8 bits.
         generator: of the noise, on the images' device.
 
     Returns:
@@ -22,14 +22,14 @@ def dequantize(images: Tensor, n_bits: int = 8, *, generator: torch.Generator | 
 
     Raises:
         TypeError: data of floating point.
-        ValueError: values outside of [0, 2^n_bits).
+        ValueError: values outside of [0, n_levels).
     """
     if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
         raise TypeError(f"dequantize takes integers, got {images.dtype}")
     if images.numel():
         low, high = (int(end) for end in torch.aminmax(images))
-        if low < 0 or high >= 2**n_bits:
-            raise ValueError(f"integers of {n_bits} bits are in [0, {2**n_bits - 1}], got {low} to {high}")
+        if low < 0 or high >= n_levels:
+            raise ValueError(f"integers of {n_levels} levels are in [0, {n_levels - 1}], got {low} to {high}")
     noise = torch.rand(images.shape, generator=generator, device=images.device)
     # Rounded up to the next integer, the largest of all would leave the range of its image.
-    return ((images + noise) / 2**n_bits).clamp_max(1.0)
+    return ((images + noise) / n_levels).clamp_max(1.0)

@@ -14,9 +14,9 @@ from .result import LogDet
 
 @dataclass(frozen=True)
 class Exact:
-    """log|det(I + J_g)| by one vector–Jacobian product per dimension, all in one batch, and an LU decomposition.
+    """log|det(I + J_g)| by one vector–Jacobian product per dimension, all at once, and an LU decomposition.
 
-    For samples of few values: time and memory grow with the number of values D as D evaluations of g, and with D³.
+    For samples of few values D: time and memory grow as D evaluations of g, and as D³ and D².
 
     Example:
         >>> x = torch.randn(3, 2)
@@ -37,12 +37,10 @@ class Exact:
         batch, size = len(x), x[:1].numel() if len(x) else 0
         if not x.numel():
             return g(x), LogDet.exactly(x.new_zeros(batch))
-        evaluation = Evaluation(g, torch.cat([x] * size))
-        unit = torch.eye(size, dtype=x.dtype, device=x.device)
-        rows = evaluation.vjp(
-            unit.repeat_interleave(batch, 0).view(size * batch, *x.shape[1:]), differentiable=evaluation.differentiable
-        )
+        evaluation = Evaluation(g, x)
+        unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
+        rows = evaluation.vjp(unit.expand(size, *x.shape), differentiable=evaluation.differentiable, batched=True)
         # Row i of a sample's Jacobian is the product with the i-th unit vector.
-        jacobian = rows.to(torch.promote_types(x.dtype, torch.float32)).view(size, batch, size).transpose(0, 1)
+        jacobian = rows.to(torch.promote_types(x.dtype, torch.float32)).flatten(2).transpose(0, 1)
         value = torch.linalg.slogdet(torch.eye(size).to(jacobian) + jacobian).logabsdet
-        return evaluation.image[:batch], LogDet.exactly(value, evaluation.n_vjps * size)
+        return evaluation.image, LogDet.exactly(value, evaluation.n_vjps)

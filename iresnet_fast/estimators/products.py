@@ -31,9 +31,12 @@ class Evaluation:
         self.image = self._image if self.differentiable else self._image.detach()
         self.n_vjps = 0
 
-    def vjp(self, v: Tensor, *, differentiable: bool = False) -> Tensor:
-        """Jᵀv for v (B, ...); differentiable in the branch's parameters and x, if that is asked for."""
-        self.n_vjps += 1
+    def vjp(self, v: Tensor, *, differentiable: bool = False, batched: bool = False) -> Tensor:
+        """Jᵀv for v (B, ...); differentiable in the branch's parameters and x, if that is asked for.
+
+        ``batched``: for several v (n, B, ...) at once.
+        """
+        self.n_vjps += len(v) if batched else 1
         if not self._image.requires_grad:  # a branch that does not depend on x
             return torch.zeros_like(v)
         (product,) = torch.autograd.grad(
@@ -42,6 +45,7 @@ class Evaluation:
             v.to(self._image.dtype),
             retain_graph=True,
             create_graph=differentiable,
+            is_grads_batched=batched,
             allow_unused=True,
             materialize_grads=True,
         )

@@ -32,6 +32,9 @@ from ..nn.preprocessing import can_look
 from .configuration import Source, build_config, check_choices, check_stages, freeze_sequences
 from .prior import NormalPrior
 
+# Of samples and reconstructions: float32 reaches it for Lipschitz constants up to 0.99, unlike the solver's own 1e-6.
+_TOLERANCE = 1e-4
+
 _PREPROCESSING: dict[str, Callable[[FlowConfig], list[nn.Module]]] = {
     "none": lambda config: [],
     "center": lambda config: [Center()],
@@ -64,7 +67,7 @@ class FlowConfig:
         squeeze_input: whether a squeeze stands before everything.
         preprocessing: of data in [0, 1]: ``"logit"`` (data far outside is an error) or ``"center"``; or ``"none"``.
         alpha: of :class:`~iresnet_fast.nn.Logit`.
-        n_bits: of the integers that images are made of.
+        n_levels: how many values the integers that images are made of can have; 256 for 8 bits.
         prior: ``"standard"`` normal, or ``"learned"``: with a learned mean and scale for each latent.
         estimator: of the blocks' log-determinants: ``"exact"``, ``"series"`` (truncated, biased), ``"roulette"``,
             ``"neumann"``, or ``"auto"``: exact for up to 16 values per sample, else neumann.
@@ -86,7 +89,7 @@ class FlowConfig:
     squeeze_input: bool = False
     preprocessing: str = "none"
     alpha: float = 0.05
-    n_bits: int = 8
+    n_levels: int = 256
     prior: str = "standard"
     estimator: str = "auto"
     n_terms: int = 10
@@ -109,8 +112,8 @@ class FlowConfig:
             raise ValueError("a flow needs branches that contract; coeff=None leaves them unconstrained")
         if self.n_classes < 0 or self.n_classes == 1:
             raise ValueError(f"n_classes must be 0 or at least 2, got {self.n_classes}")
-        if not 1 <= self.n_bits <= 16:
-            raise ValueError(f"n_bits must be in [1, 16], got {self.n_bits}")
+        if self.n_levels < 2:
+            raise ValueError(f"n_levels must be at least 2, got {self.n_levels}")
         choices = {"preprocessing": tuple(_PREPROCESSING), "estimator": tuple(_ESTIMATORS)}
         check_choices(self, {**choices, "prior": ("standard", "learned")})
         if self.factor_out and len(self.blocks) > 1 and self.in_shape[0] == 1 and not self.squeeze_input:
@@ -250,6 +253,7 @@ class IResNetFlow(nn.Module):
         temperature: float = 1.0,
         batch_size: int = 4096,
         generator: torch.Generator | None = None,
+        tol: float = _TOLERANCE,
         **options: Any,
     ) -> Tensor:
         """Draw data (n, *in_shape): latents of the prior, inverted.
@@ -259,7 +263,8 @@ class IResNetFlow(nn.Module):
             temperature: factor of the prior's standard deviation.
             batch_size: how many are inverted together.
             generator: of the latents, on their device.
-            **options: of the inverse.
+            tol: of every block's inverse.
+            **options: others of the inverse.
 
         Raises:
             RuntimeError: an :class:`ActNorm` has not seen data yet.
@@ -273,24 +278,27 @@ class IResNetFlow(nn.Module):
                 )
         latents = self.prior.sample(n, temperature, generator)
         with frozen_state(self):
-            parts = [self.inverse(z, **options) for z in latents.split(batch_size)]
+            parts = [self.inverse(z, tol=tol, **options) for z in latents.split(batch_size)]
         return torch.cat(parts)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, **options: Any) -> Tensor:
-        """X (B, *in_shape) through the latents and back; options are those of the inverse."""
+    def reconstruct(self, x: Tensor, *, tol: float = _TOLERANCE, **options: Any) -> Tensor:
+        """Data (B, *in_shape) through the latents and back; ``tol`` and options are those of the inverse."""
         with frozen_state(self):
-            return self.inverse(self.features(x), **options)
+            return self.inverse(self.features(x), tol=tol, **options)
 
     @torch.no_grad()
-    def interpolate(self, start: Tensor, end: Tensor, n_steps: int = 8, **options: Any) -> Tensor:
+    def interpolate(
+        self, start: Tensor, end: Tensor, n_steps: int = 8, *, tol: float = _TOLERANCE, **options: Any
+    ) -> Tensor:
         """Data on the straight lines between the latents of start and end, both of them included.
 
         Args:
             start: (B, *in_shape).
             end: (B, *in_shape).
             n_steps: points of each line, at least 2.
-            **options: of the inverse.
+            tol: of every block's inverse.
+            **options: others of the inverse.
 
         Returns:
             (n_steps, B, *in_shape).
@@ -303,14 +311,14 @@ class IResNetFlow(nn.Module):
         with frozen_state(self):
             z0, z1 = self.features(start), self.features(end)
             weights = torch.linspace(0, 1, n_steps, dtype=z0.dtype, device=z0.device).view(-1, 1, 1)
-            x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), **options)
+            x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), tol=tol, **options)
         return x.view(n_steps, *start.shape)
 
     @torch.no_grad()
     def bits_per_dim(self, batches: Iterable[Any], estimator: Estimator | None = None) -> BitsPerDim:
         """Bits per dimension, −log₂ p of an integer image per value, averaged over all batches.
 
-        Integers in [0, 2^n_bits) are dequantised by uniform noise, which bounds their probability from below (Theis
+        Integers in [0, n_levels) are dequantised by uniform noise, which bounds their probability from below (Theis
         et al. 2016); data of floating point is taken as dequantised already, in [0, 1].
 
         Args:
@@ -328,7 +336,7 @@ class IResNetFlow(nn.Module):
             images = batch if isinstance(batch, Tensor) else batch[0]
             x = images.to(device)
             if not x.is_floating_point():
-                x = dequantize(x, self.config.n_bits)
+                x = dequantize(x, self.config.n_levels)
             elif x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
                 raise ValueError(
                     f"bits_per_dim takes integers, or dequantised data in [0, 1]; got values from "
@@ -350,7 +358,9 @@ class IResNetFlow(nn.Module):
         # Batches are the units: the number of terms of a series is drawn for all samples of one together.
         deviations = [(-total - size * nats) ** 2 for total, size in zip(totals, sizes, strict=True)]
         spread = math.inf if len(sizes) < 2 else math.sqrt(math.fsum(deviations) * len(sizes) / (len(sizes) - 1))
-        return BitsPerDim(nats / unit + self.config.n_bits, spread / sum(sizes) / unit, bias / unit, sum(sizes))
+        return BitsPerDim(
+            nats / unit + math.log2(self.config.n_levels), spread / sum(sizes) / unit, bias / unit, sum(sizes)
+        )
 
     def _check_data(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.config.in_shape:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
 from .. import _extension
+from .walk import parts_of
 
 Fingerprint = tuple[Any, ...]
 # What torch keeps in every module besides its settings, and what an evaluation writes without changing the result.
@@ -28,22 +29,10 @@ def fingerprint(module: nn.Module) -> Fingerprint:
     tensors, numbers, words and tuples is seen only when the object is another one.
     """
     tensors: list[Tensor] = []
-    settings = [_read(part, tensors) for part in _parts(module)]
+    settings = [_read(part, tensors) for part in parts_of(module)]
     identities = [(id(tensor), tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
     everywhere = (*_torch_module._global_forward_pre_hooks.values(), *_torch_module._global_forward_hooks.values())
     return tuple(identities), _checksum(tensors), tuple(settings), tuple(map(id, everywhere))
-
-
-def _parts(module: nn.Module) -> list[nn.Module]:
-    """Every module within once, as ``modules()`` has them, without its generators in generators."""
-    found = {id(module): module}
-    stack = [module]
-    while stack:
-        for child in stack.pop()._modules.values():
-            if child is not None and id(child) not in found:
-                found[id(child)] = child
-                stack.append(child)
-    return list(found.values())
 
 
 def _checksum(tensors: Iterable[Tensor]) -> tuple[int, ...]:

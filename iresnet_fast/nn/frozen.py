@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .spectral_norm import SpectralNorm
+from .walk import parts_of
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def frozen_state(module: nn.Module) -> Iterator[None]:
 
     Modules whose forward would (power iteration, data-dependent initialisation) have an attribute ``frozen``.
     """
-    thawed = [part for part in module.modules() if getattr(part, "frozen", None) is False]
+    thawed = [part for part in parts_of(module) if getattr(part, "frozen", None) is False]
     for part in thawed:
         part.frozen = True  # type: ignore[assignment]
     try:

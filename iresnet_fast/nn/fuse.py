@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..ops.power_iteration import power_iteration
 from .spectral_norm import SpectralNorm, check_input_size, check_sigma
+from .walk import parts_of
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -112,7 +113,7 @@ class _Fusion:
 
     def release(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a forward, or an error in it: the layers are on their own again."""
-        for part in module.modules():
+        for part in parts_of(module):
             if isinstance(part, SpectralNorm):
                 part.release(self)
 
@@ -120,7 +121,7 @@ class _Fusion:
 def _groups(module: nn.Module) -> Iterator[list[tuple[SpectralNorm, Tensor]]]:
     """The norms that can be updated together, with their weights: of one device, dtype and number of iterations."""
     found: dict[tuple[Any, ...], list[tuple[SpectralNorm, Tensor]]] = {}
-    for part in module.modules():
+    for part in parts_of(module):
         if not isinstance(part, parametrize.ParametrizationList) or not isinstance(norm := part[0], SpectralNorm):
             continue
         weight = part.original

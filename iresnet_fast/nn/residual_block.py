@@ -16,6 +16,7 @@ from .fingerprint import Fingerprint, fingerprint
 from .frozen import Snapshot, frozen_state
 from .log_det import Bijection
 from .spectral_norm import SpectralNorm
+from .walk import parts_of
 from .whole_block import Branch, invert_branch, read_branch
 
 
@@ -91,7 +92,7 @@ class InvertibleResidualBlock(Bijection):
 
     def _assumed_lipschitz(self) -> float | None:
         """What the coefficients of the branch's layers aim at, without a proof; None where there are none."""
-        coefficients = [part.coeff for part in self.g.modules() if isinstance(part, SpectralNorm)]
+        coefficients = [part.coeff for part in parts_of(self.g) if isinstance(part, SpectralNorm)]
         return math.prod(coefficients) if coefficients else None
 
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
@@ -198,6 +199,9 @@ class InvertibleResidualBlock(Bijection):
         Raises:
             RuntimeError: batch normalisation with statistics of the batch, or dropout in training mode.
         """
+        suspects = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+        if not any(isinstance(part, suspects) for part in parts_of(self.g)):
+            return
         for name, module in self.g.named_modules():
             batch_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
             if batch_norm and module.running_var is None:

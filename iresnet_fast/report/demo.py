@@ -21,6 +21,7 @@ from ..nn import InvertibleResidualBlock, frozen_state
 from ..reference.fixed_point import fixed_iterations
 from ..training import classification_error, fit_classifier
 from .convergence import BlockConvergence, block_convergence
+from .hybrid import BATCH_SIZE, HybridResult, run_hybrid
 
 PAPER_ITERATIONS = 100
 # As many images as the papers time, and runs of each method.
@@ -81,8 +82,10 @@ class DemoResult:
     timings: tuple[InverseTiming, ...]
     certificates: tuple[Certificate, ...]
     convergence: tuple[BlockConvergence, ...]
+    hybrid: HybridResult
     images: Tensor
     reconstructions: tuple[Tensor, ...]
+    samples: Tensor
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ class DemoResult:
             "settings": self.settings,
             "networks": [_finite(asdict(network)) for network in self.networks],
             "inverse": [_finite(asdict(timing)) for timing in self.timings],
+            "hybrid": _finite(asdict(self.hybrid)),
             "certificates": [certificate.to_dict() for certificate in self.certificates],
         }
 
@@ -103,10 +107,10 @@ def _finite(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_demo(epochs: int = 25, seed: int = 0, on_step: Callable[[str], None] | None = None) -> DemoResult:
-    """Train, certify and invert an i-ResNet and its plain twin on scikit-learn's digits.
+    """Train, certify and invert an i-ResNet, its plain twin, and a flow that classifies, on scikit-learn's digits.
 
     Args:
-        epochs: passes over the training images, for each network.
+        epochs: passes over the training images, for each network and for the flow.
         seed: of weights, split and order.
         on_step: called after every epoch, and every measurement, with a description of what comes next.
 
@@ -137,6 +141,14 @@ def run_demo(epochs: int = 25, seed: int = 0, on_step: Callable[[str], None] | N
         reconstructions.append(images)
         models.append(model)
         report_step(f"inverting with the {name}")
+    steps_per_epoch = math.ceil(len(data.train_images) / BATCH_SIZE)
+
+    def on_flow_step(step: int, loss: float) -> None:
+        if step % steps_per_epoch == 0:
+            report_step(f"training the flow (loss {loss:.3f})")
+
+    hybrid, samples = run_hybrid(data, epochs, seed, on_flow_step)
+    report_step("timing the inverses")
     timings = _time_inverses(models[0], data.test_images[:_TIMED_IMAGES])
     report_step("comparing the inverses")
     convergence = block_convergence(models[0], data.test_images[:64])
@@ -146,6 +158,8 @@ def run_demo(epochs: int = 25, seed: int = 0, on_step: Callable[[str], None] | N
         timings=timings,
         certificates=tuple(certificates),
         convergence=convergence,
+        hybrid=hybrid,
+        samples=samples,
         images=data.test_images,
         reconstructions=tuple(reconstructions),
         settings={

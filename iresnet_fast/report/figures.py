@@ -44,6 +44,18 @@ def draw_reconstructions(
     figure.savefig(path, dpi=130)
 
 
+def draw_samples(images: Tensor, path: Path) -> None:
+    """Images (n, 1, H, W) in [0, 1] in rows of twelve."""
+    columns = 12
+    rows = math.ceil(len(images) / columns)
+    figure = new_figure(0.8 * columns, 0.8 * rows + 0.4)
+    for axis, image in zip(figure.subplots(rows, columns, squeeze=False).flat, images, strict=False):
+        axis.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+        axis.set_axis_off()
+    figure.suptitle("Samples: latents of the prior, inverted", fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
 def draw_convergence(curves: Sequence[BlockConvergence], path: Path) -> None:
     """Error of each block's inverse against iterations, and the proven bound of the slowest block."""
     figure = new_figure(7.0, 4.4)

@@ -7,7 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from .demo import DemoResult, relative_errors
-from .figures import draw_convergence, draw_norms, draw_reconstructions
+from .figures import draw_convergence, draw_norms, draw_reconstructions, draw_samples
 
 
 def require_packages() -> None:
@@ -42,12 +42,14 @@ def write_report(result: DemoResult, out: Path) -> Path:
     coeff = result.networks[0].coeff
     draw_norms(list(zip(names, result.certificates, strict=True)), 1.0 if coeff is None else coeff, out / "norms.png")
 
+    draw_samples(result.samples, out / "samples.png")
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("iresnet_fast.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     figures = {
         name: base64.b64encode((out / f"{name}.png").read_bytes()).decode()
-        for name in ("reconstructions", "convergence", "norms")
+        for name in ("reconstructions", "convergence", "norms", "samples")
     }
     path = out / "report.html"
     page = environment.get_template("report.html").render(result=result, figures=figures)

@@ -122,14 +122,14 @@ def fit_flow(
     torch.manual_seed(seed)
     batches = _batches(data, labels, batch_size)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
     report, in_a_row = FitReport(0, 0, []), 0
     model.train()
     for step in range(1, steps + 1):
         x, y = next(batches)
-        x = x if x.is_floating_point() else dequantize(x, model.config.n_bits)
+        x = x if x.is_floating_point() else dequantize(x, model.config.n_levels)
         loss = hybrid_loss(model(x, estimator), y, density_weight=density_weight, class_weight=class_weight)
         optimizer.zero_grad()
         loss.backward()

@@ -47,9 +47,9 @@ def test_dequantize():
     assert torch.equal((x * 256).floor().clamp_max(255).to(torch.uint8), images)
     noise = x * 256 - images
     assert float(noise.mean()) == pytest.approx(0.5, abs=0.02)
-    assert dequantize(torch.full((1000,), 31), 5).max() <= 1
+    assert dequantize(torch.full((1000,), 16), 17).max() <= 1
     assert dequantize(images[:0]).shape == (0, 3, 4, 4)
     with pytest.raises(TypeError, match="dequantize takes integers, got torch.float32"):
         dequantize(x)
-    with pytest.raises(ValueError, match=r"integers of 5 bits are in \[0, 31\], got 0 to 40"):
-        dequantize(torch.tensor([0, 40]), 5)
+    with pytest.raises(ValueError, match=r"integers of 32 levels are in \[0, 31\], got 0 to 40"):
+        dequantize(torch.tensor([0, 40]), 32)

@@ -80,7 +80,9 @@ def test_samples_follow_the_density():
 
 def test_sampling_is_reproducible_and_has_a_temperature():
     flow = planar()
-    first, second = (flow.sample(100, generator=torch.Generator().manual_seed(3), batch_size=b) for b in (100, 7))
+    first, second = (
+        flow.sample(100, tol=1e-6, generator=torch.Generator().manual_seed(3), batch_size=b) for b in (100, 7)
+    )
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
     cold = flow.sample(500, temperature=0.0)
     assert float(cold.std(0).max()) < 1e-5
@@ -90,12 +92,21 @@ def test_sampling_is_reproducible_and_has_a_temperature():
 def test_reconstruct_and_interpolate():
     flow = of_images()
     x = torch.rand(4, 1, 8, 8)
-    torch.testing.assert_close(flow.reconstruct(x), x, rtol=0, atol=1e-5)
-    path = flow.interpolate(x, x.flip(0), 5)
+    torch.testing.assert_close(flow.reconstruct(x, tol=1e-6), x, rtol=0, atol=1e-5)
+    path = flow.interpolate(x, x.flip(0), 5, tol=1e-6)
     assert path.shape == (5, 4, 1, 8, 8)
     torch.testing.assert_close(path[0], x, rtol=0, atol=1e-5)
     torch.testing.assert_close(path[-1], x.flip(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(flow.features(path[2]), flow.features(path[2].flip(0)), rtol=1e-3, atol=1e-3)
+
+
+def test_samples_of_blocks_close_to_one():
+    """In float32 the solver's own tolerance is out of reach there; the sampler's is not."""
+    flow = planar(coeff=0.99)
+    assert irf.enforce(flow).guaranteed
+    assert max(bound.lipschitz for bound in irf.certify(flow).blocks) > 0.96
+    x = flow.sample(500)
+    torch.testing.assert_close(flow.reconstruct(x), x, rtol=1e-3, atol=1e-3)
 
 
 def test_certified_and_reported_through_scales():
@@ -211,7 +222,7 @@ def test_parameters_are_all_used():
         ({**IMAGES, "coeff": 1.0}, r"coeff must be in \(0, 1\)"),
         ({**IMAGES, "coeff": None}, "a flow needs branches that contract"),
         ({**IMAGES, "estimator": "newton"}, "estimator must be one of 'auto', 'exact'"),
-        ({**IMAGES, "n_bits": 0}, r"n_bits must be in \[1, 16\], got 0"),
+        ({**IMAGES, "n_levels": 1}, "n_levels must be at least 2, got 1"),
         ({**IMAGES, "n_clases": 3}, "unknown setting 'n_clases': did you mean 'n_classes'"),
     ],
 )

@@ -40,16 +40,27 @@ def test_inverses_are_compared_at_equal_error(result):
     assert papers.seconds > 3 * ours.seconds
 
 
+def test_one_flow_classifies_is_certified_and_samples(result):
+    hybrid = result.hybrid
+    assert hybrid.guaranteed
+    assert hybrid.worst_reconstruction_error < 1e-5
+    assert hybrid.test_error < 0.6
+    assert hybrid.bits_per_dim + 3 * hybrid.standard_error < hybrid.uniform_bits
+    assert result.samples.shape == (36, 1, 8, 8)
+    assert result.samples.isfinite().all()
+
+
 def test_writes_a_report_that_needs_no_other_file(result, tmp_path):
     write_results(result, tmp_path)
     page = write_report(result, tmp_path).read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     images = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
-    assert len(images) == 3
+    assert len(images) == 4
     assert {base64.b64decode(image) for image in images} == {path.read_bytes() for path in tmp_path.glob("*.png")}
     assert "guaranteed inverse" in page
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["networks"][0]["guaranteed"] is True
+    assert stored["hybrid"]["bits_per_dim"] == result.hybrid.bits_per_dim
     assert "yes" in (tmp_path / "certificate.md").read_text()
 
 
