@@ -19,6 +19,11 @@ class Evaluation:
 
     def __init__(self, g: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self.differentiable = torch.is_grad_enabled()
+        self.n_vjps = 0
+        self._pullback: Callable[[Tensor], tuple[Tensor]] | None = None
+        if torch.compiler.is_compiling():  # which traces torch.func, and not torch.autograd.grad
+            self.image, self._pullback = torch.func.vjp(g, x)  # type: ignore[misc]
+            return
         # Samples that need no gradient themselves are the start of a graph of their own.
         self._x = x if self.differentiable and x.requires_grad else x.detach().requires_grad_()
         with torch.enable_grad():
@@ -29,7 +34,6 @@ class Evaluation:
                 "branch that keeps it"
             )
         self.image = self._image if self.differentiable else self._image.detach()
-        self.n_vjps = 0
 
     def vjp(self, v: Tensor, *, differentiable: bool = False, batched: bool = False) -> Tensor:
         """Jᵀv for v (B, ...); differentiable in the branch's parameters and x, if that is asked for.
@@ -37,6 +41,10 @@ class Evaluation:
         ``batched``: for several v (n, B, ...) at once.
         """
         self.n_vjps += len(v) if batched else 1
+        if self._pullback is not None:
+            pull = torch.func.vmap(self._pullback) if batched else self._pullback
+            (product,) = pull(v.to(self.image.dtype))
+            return product if differentiable else product.detach()
         if not self._image.requires_grad:  # a branch that does not depend on x
             return torch.zeros_like(v)
         (product,) = torch.autograd.grad(

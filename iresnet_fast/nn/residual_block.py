@@ -14,6 +14,7 @@ from ..estimators import Estimator, LogDet, default_estimator
 from ..solvers import InverseResult, NotConvergedError, attach_gradient
 from .fingerprint import Fingerprint, fingerprint
 from .frozen import Snapshot, frozen_state
+from .fuse import fused_weights
 from .log_det import Bijection
 from .spectral_norm import SpectralNorm
 from .walk import parts_of
@@ -87,7 +88,13 @@ class InvertibleResidualBlock(Bijection):
         self.check_invertible()
         estimator = estimator or self.estimator or default_estimator(x[:1].numel())
         lipschitz = None if self.training else self.proven_lipschitz()
-        image, log_det = estimator(self._branch, x, lipschitz=lipschitz, assumed=self._assumed_lipschitz())
+        known = {"lipschitz": lipschitz, "assumed": self._assumed_lipschitz()}
+        if torch.compiler.is_compiling():
+            # Power iterations write to their buffers, which the transforms that are traced there do not allow inside.
+            with fused_weights(self.g):
+                image, log_det = estimator(self._branch, x, **known)
+        else:
+            image, log_det = estimator(self._branch, x, **known)
         return x + image, log_det
 
     def _assumed_lipschitz(self) -> float | None:

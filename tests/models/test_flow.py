@@ -9,7 +9,7 @@ import torch
 
 import iresnet_fast as irf
 from iresnet_fast.data import dequantize
-from iresnet_fast.estimators import Exact, PowerSeries, RussianRoulette
+from iresnet_fast.estimators import Exact, NeumannGradient, PowerSeries, RussianRoulette
 from iresnet_fast.models import FlowConfig, IResNetFlow
 from tests.helpers import jacobians, saturated, state_of
 
@@ -208,6 +208,45 @@ def test_parameters_are_all_used():
     output = flow(torch.rand(4, 1, 8, 8))
     (output.log_prob.sum() + output.logits.square().sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("estimator", [Exact(), NeumannGradient(PowerSeries(2))], ids=repr)
+def test_compiles_whole(estimator):
+    """The loss of a training step in one graph: the gradients are those of eager code, in evaluation mode and after."""
+    flow = planar(fc_blocks=1).double()
+    x = torch.randn(16, 2, dtype=torch.float64)
+    flow(x)  # fits the power iterations to the changed weights: compiled code does not
+
+    def loss(x):
+        return -flow(x, estimator).log_prob.mean()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    if estimator == Exact():  # what the others draw differs in compiled code
+        gradients = [torch.autograd.grad(function(x), list(flow.parameters())) for function in (compiled, loss)]
+        for found, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(found, expected)
+    flow.train()
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    before = float(loss(x).detach())
+    for _ in range(30):
+        optimizer.zero_grad()
+        compiled(x).backward()
+        optimizer.step()
+    assert float(loss(x).detach()) < before
+
+
+@pytest.mark.full
+def test_a_block_of_its_own_compiles_in_training():
+    """Its power iterations run before the transforms that take the products."""
+    block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2, (8,))).train()
+    norm = irf.nn.find_spectral_norm(block.g[0])
+    before = norm._u.clone()
+    with torch.no_grad():
+        block.g[0].parametrizations.weight.original.normal_()
+    _, log_det = torch.compile(block.forward_and_log_det, fullgraph=True)(torch.randn(5, 2))
+    log_det.sum().backward()
+    assert not torch.equal(norm._u, before)
 
 
 @pytest.mark.parametrize(
