@@ -1,12 +1,15 @@
 """Flows in torch.distributions, zuko and normflows: the installed packages are the judges."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 from torch.distributions import Independent, Normal, TransformedDistribution
 
 import iresnet_fast as irf
 from iresnet_fast.distributions import FlowTransform
-from tests.helpers import saturated
+from tests.helpers import same_state, saturated, state_of
 
 
 @pytest.fixture
@@ -62,6 +65,54 @@ def test_log_det_of_both_directions(flow):
     other = torch.randn(5, 2)
     transform(other)
     torch.testing.assert_close(transform.log_abs_det_jacobian(x, z), expected)
+
+
+def test_asking_for_a_log_det_changes_no_state(flow):
+    """In training mode, where a forward of its own would move on from the weights that made y."""
+    transform = FlowTransform(flow.train())
+    z = transform(torch.randn(5, 2))
+    before = state_of(flow)
+    x = transform.inv(z.detach())
+    transform.log_abs_det_jacobian(x, z.detach())
+    assert same_state(flow, before)
+
+
+def test_what_is_remembered_is_of_this_very_call(flow):
+    transform = FlowTransform(flow)
+    x = torch.randn(5, 2)
+    with torch.no_grad():
+        z = transform(x)
+    assert transform.log_abs_det_jacobian(x, z).requires_grad  # which the remembered one does not
+    z = transform(x)
+    x.mul_(0.5)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(x, z), flow(x).log_det.value)
+    z = transform(x)
+    kept = weakref.ref(transform._last.log_det)
+    del z
+    assert kept() is None  # with its graph
+    transform(x)
+    assert copy.deepcopy(transform)._last is None
+
+
+def test_with_cache(flow, monkeypatch):
+    """A sample's density needs no second inverse, and gives back the very latents."""
+    density = TransformedDistribution(base(), [FlowTransform(flow, tol=1e-6).with_cache().inv])
+    with torch.no_grad():
+        x = density.sample((5,))
+        monkeypatch.setattr(irf.nn.InvertibleSequential, "inverse", None)
+        torch.testing.assert_close(density.log_prob(x), flow.log_prob(x), rtol=1e-4, atol=1e-4)
+    transform = FlowTransform(flow, cache_size=1)
+    assert transform.with_cache(1) is transform
+
+
+def test_domain_is_that_of_the_first_module():
+    block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(3))
+    first = FlowTransform(irf.nn.InvertibleSequential(irf.nn.InvertibleSequential(irf.nn.Logit(0)), block))
+    assert not bool(first.domain.check(torch.tensor([0.5, 0.5, 1.5])))
+    later = FlowTransform(irf.nn.InvertibleSequential(irf.nn.Center(), irf.nn.Logit(0.3)))
+    assert bool(later.domain.check(torch.tensor([0.5, 0.5, 1.5])))
+    with pytest.raises(ValueError, match=r"maps samples of shape \(1, 4, 4\) to \(4, 2, 2\)"):
+        FlowTransform(irf.nn.Squeeze(), event_dim=3)(torch.randn(2, 1, 4, 4))
 
 
 def test_images_have_event_shapes(images):

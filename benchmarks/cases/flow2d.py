@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from iresnet_fast.training import hybrid_loss
 
 from ..case import Case, Problem, Promise, Provider
 
-_OURS, _PEER = "iresnet_fast", "normflows residual flow"
+_OURS, _COMPILED, _PEER = "iresnet_fast", "iresnet_fast, torch.compile", "normflows residual flow"
 _BLOCKS, _HIDDEN, _COEFF, _PEER_COEFF = 10, (64, 64), 0.99, 0.97
 _BATCH, _HELD_OUT, _SAMPLES = 256, 20_000, 10_000
 # Highest rates of a one-cycle schedule: each the best of those tried (0.003, 0.01, 0.03 for the peer).
@@ -44,18 +45,17 @@ def _peer_flow() -> Any:
     return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(2, trainable=False), links)
 
 
-def _loss(model: nn.Module, x: Tensor) -> Tensor:
+def _loss_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Negative log-likelihood in nats per sample."""
     if isinstance(model, IResNetFlow):
-        return 2 * hybrid_loss(model(x))
-    loss: Tensor = model.forward_kld(x)  # type: ignore[operator]
-    return loss
+        return lambda x: 2 * hybrid_loss(model(x))
+    return model.forward_kld  # type: ignore[return-value]
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tensor:
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """One step of training, with what each library needs to keep its Lipschitz constants."""
     optimizer.zero_grad()
-    loss = _loss(model, x)
+    loss = loss_of(x)
     if torch.isfinite(loss):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -68,21 +68,28 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Tens
 
 
 def _train(model: nn.Module, density: Density2d, rate: float, seconds: float) -> int:
-    """Train for a time, with a rate that rises and falls over it as in a one-cycle schedule; returns the steps."""
+    """Train for a time, with a rate that rises and falls over it as in a one-cycle schedule; returns the steps.
+
+    On one thread, so that a minute is a minute of CPU time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(_AVERAGE)
     )
+    loss_of = _loss_of(model)
     steps, started = 0, time.perf_counter()
     model.train()
     while (share := (time.perf_counter() - started) / seconds) < 1:
         rise, fall = min(1.0, share / 0.3), max(0.0, (share - 0.3) / 0.7)
         for group in optimizer.param_groups:
             group["lr"] = rate * (0.04 + 0.96 * (1 - math.cos(math.pi * rise)) / 2) * (1 + math.cos(math.pi * fall)) / 2
-        _step(model, optimizer, density.draw(_BATCH, generator))
+        _step(model, optimizer, loss_of, density.draw(_BATCH, generator))
         averaged.update_parameters(model)
         steps += 1
+    torch.set_num_threads(threads)
     with torch.no_grad():
         for parameter, mean in zip(model.parameters(), averaged.module.parameters(), strict=True):
             parameter.copy_(mean)
@@ -100,8 +107,11 @@ def _by_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([function(part).detach() for part in x.split(2000)])
 
 
-def _step_provider(name: str, model: nn.Module) -> Provider:
+def _step_provider(name: str, model: nn.Module, *, compiled: bool = False) -> Provider:
     """The rate is zero, so that every run does the same."""
+    loss_of = _loss_of(model)
+    if compiled:
+        loss_of = torch.compile(loss_of)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
     model.train()
 
@@ -122,7 +132,11 @@ def _step_provider(name: str, model: nn.Module) -> Provider:
 
     # The estimates of the peer scatter.
     return Provider(
-        name, lambda x: _step(model, optimizer, x), 0.05, oracle=exact, peer=not isinstance(model, IResNetFlow)
+        name,
+        lambda x: _step(model, optimizer, loss_of, x),
+        0.05,
+        oracle=exact,
+        peer=not isinstance(model, IResNetFlow),
     )
 
 
@@ -196,8 +210,18 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
             name=f"{name}: training step, batch {_BATCH}",
             inputs=[density.sample(_BATCH, seed=3)],
             oracle=lambda x: torch.empty(0),
-            providers=[_step_provider(label, model) for label, model, _ in trained],
-            promises=[Promise(_OURS, _PEER, 2, 4)] * compared,
+            providers=[
+                *(_step_provider(label, model) for label, model, _ in trained),
+                *(
+                    _step_provider(_COMPILED, copy.deepcopy(model), compiled=True)
+                    for label, model, _ in trained
+                    if label == _OURS and not quick
+                ),
+            ],
+            promises=[
+                *([Promise(_OURS, _PEER, 2, 4)] * compared),
+                *([Promise(_COMPILED, _PEER, 2, 4)] * (compared and not quick)),
+            ],
         )
 
 

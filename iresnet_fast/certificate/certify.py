@@ -197,8 +197,8 @@ def _link(name: str, module: nn.Module) -> _Link:
             return _Link(None, None, (f"{name}: not proven: ActNorm's scale, its inverse or its bias is not finite",))
         return _Link(*bounds)
     if isinstance(module, Logit):
-        steepest = (1 - 2 * module.alpha) / (module.alpha * (1 - module.alpha)) if module.alpha else math.inf
-        return _Link(steepest, 0.25 / (1 - 2 * module.alpha))
+        # Towards the ends of its interval it is as steep as one likes.
+        return _Link(None, 0.25 / (1 - 2 * module.alpha))
     if isinstance(module, Split):
         return _split(name, module)
     return _Link(1.0, 1.0)

@@ -77,8 +77,9 @@ class Certificate:
         """The certificate as a Markdown text: the verdict, a table of blocks and one of layers."""
         lines = [f"**Guaranteed inverse: {'yes' if self.guaranteed else 'no'}**", ""]
         lines += [f"Judged: {', '.join(self.scope)}", ""]
-        if self.lipschitz is not None and self.inverse_lipschitz is not None:
-            lines += [f"Lip(F) ≤ {self.lipschitz:.4g}, Lip(F⁻¹) ≤ {self.inverse_lipschitz:.4g}", ""]
+        bounds = {"Lip(F)": self.lipschitz, "Lip(F⁻¹)": self.inverse_lipschitz}
+        if known := [f"{name} ≤ {bound:.4g}" for name, bound in bounds.items() if bound is not None]:
+            lines += [", ".join(known), ""]
         lines += [f"- {obstacle}" for obstacle in self.obstacles] + [""] * bool(self.obstacles)
         lines += ["| block | proven Lip(g) | invertible |", "|---|---|---|"]
         for block in self.blocks:

@@ -26,6 +26,7 @@ def dequantize(images: Tensor, n_levels: int = 256, *, generator: torch.Generato
     """
     if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
         raise TypeError(f"dequantize takes integers, got {images.dtype}")
+    images = images.to(torch.int64)  # not every operation takes every integer
     if images.numel():
         low, high = (int(end) for end in torch.aminmax(images))
         if low < 0 or high >= n_levels:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
+from .images import ImageSplit
 
-@dataclass(frozen=True)
-class ImageSplit:
-    """Images and labels to train on, and others held out.
-
-    Attributes:
-        train_images: (N, C, H, W) float32 in [−0.5, 0.5].
-        train_labels: (N,) int64.
-        test_images: (M, C, H, W) float32 in [−0.5, 0.5].
-        test_labels: (M,) int64.
-    """
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+_LEVELS = 17
 
 
 def load_digits(test_share: float = 0.25, seed: int = 0) -> ImageSplit:
-    """The digits, split with equal shares of every class.
+    """The digits, split with equal shares of every class; 17 grey levels.
 
     Args:
         test_share: share of the images that is held out.
@@ -43,7 +27,7 @@ def load_digits(test_share: float = 0.25, seed: int = 0) -> ImageSplit:
             "the digits come with scikit-learn, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
         ) from None
     pixels, labels = load(return_X_y=True)
-    images = torch.as_tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.5
+    images = torch.as_tensor(pixels, dtype=torch.uint8).view(-1, 1, 8, 8)
     classes = torch.as_tensor(labels, dtype=torch.int64)
     train, test = train_test_split(range(len(classes)), test_size=test_share, random_state=seed, stratify=labels)
-    return ImageSplit(images[train], classes[train], images[test], classes[test])
+    return ImageSplit(images[train], classes[train], images[test], classes[test], _LEVELS)

@@ -2,13 +2,24 @@
 
 from .exact import Exact
 from .neumann import NeumannGradient
+from .products import check_same_shape
 from .result import Estimator, LogDet
 from .series import PowerSeries, RussianRoulette
 
-__all__ = ["Estimator", "Exact", "LogDet", "NeumannGradient", "PowerSeries", "RussianRoulette", "default_estimator"]
+__all__ = [
+    "Estimator",
+    "Exact",
+    "LogDet",
+    "NeumannGradient",
+    "PowerSeries",
+    "RussianRoulette",
+    "check_same_shape",
+    "default_estimator",
+]
 
 # Up to so many values per sample the whole Jacobian is cheaper than a series of products with it.
 _EXACT_UP_TO = 16
+_SMALL, _LARGE = Exact(), NeumannGradient()
 
 
 def default_estimator(size: int) -> Estimator:
@@ -17,4 +28,4 @@ def default_estimator(size: int) -> Estimator:
     Args:
         size: values per sample.
     """
-    return Exact() if size <= _EXACT_UP_TO else NeumannGradient()
+    return _SMALL if size <= _EXACT_UP_TO else _LARGE

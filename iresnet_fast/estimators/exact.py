@@ -16,7 +16,9 @@ from .result import LogDet
 class Exact:
     """log|det(I + J_g)| by one vector–Jacobian product per dimension, all at once, and an LU decomposition.
 
-    For samples of few values D: time and memory grow as D evaluations of g, and as D³ and D².
+    For samples of few values D: time and memory grow as D evaluations of g, and as D³ and D². A branch may have a
+    method ``image_and_jacobian(x)`` that knows a cheaper way, or returns None: the blocks of this package have one for
+    chains of linear layers.
 
     Example:
         >>> x = torch.randn(3, 2)
@@ -37,10 +39,18 @@ class Exact:
         batch, size = len(x), x[:1].numel() if len(x) else 0
         if not x.numel():
             return g(x), LogDet.exactly(x.new_zeros(batch))
-        evaluation = Evaluation(g, x)
-        unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
-        rows = evaluation.vjp(unit.expand(size, *x.shape), differentiable=evaluation.differentiable, batched=True)
-        # Row i of a sample's Jacobian is the product with the i-th unit vector.
-        jacobian = rows.to(torch.promote_types(x.dtype, torch.float32)).flatten(2).transpose(0, 1)
+        image, rows = _image_and_jacobian(g, x)
+        jacobian = rows.to(torch.promote_types(x.dtype, torch.float32))
         value = torch.linalg.slogdet(torch.eye(size).to(jacobian) + jacobian).logabsdet
-        return evaluation.image, LogDet.exactly(value, evaluation.n_vjps)
+        return image, LogDet.exactly(value, size)
+
+
+def _image_and_jacobian(g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    cheaper: Callable[[Tensor], tuple[Tensor, Tensor] | None] | None = getattr(g, "image_and_jacobian", None)
+    if cheaper is not None and (known := cheaper(x)) is not None:
+        return known
+    evaluation, size = Evaluation(g, x), x[0].numel()
+    unit = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:])
+    # Row i of a sample's Jacobian is the product with the i-th unit vector.
+    rows = evaluation.vjp(unit.expand(size, *x.shape), differentiable=evaluation.differentiable, batched=True)
+    return evaluation.image, rows.flatten(2).transpose(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class NeumannGradient:
     The gradient of log det(I + J) is tr((I + J)⁻¹ ∂J) = E[wᵀ ∂J v] with w = Σ_k (−Jᵀ)^k v. w is summed without a
     graph, so that memory is that of one product however many terms there are. The weights of the terms are those of
     the series, so that with :class:`RussianRoulette` value and gradient are unbiased. The gradient is not that of the
-    value that was drawn, but has the same expectation. Each sample's part is its own: any loss may follow.
+    value that was drawn, but has the same expectation. Each sample's part is its own: any loss may follow. It cannot be
+    differentiated again, which is an error: for second derivatives there are the series themselves, and ``Exact``.
 
     Args:
         series: gives the value, and the weights of the terms.
@@ -64,5 +66,24 @@ def _sum_of_terms(evaluation: Evaluation, v: Tensor, weights: list[float]) -> Te
         value = value + (-1) ** (k + 1) * weights[k - 1] * (1 / k - 1 / n) * inner(product, v)
         w = w + (-1) ** k * weights[k] * product
     surrogate = inner(evaluation.vjp(w, differentiable=True), v)
+    if not torch.compiler.is_compiling():  # whose gradients cannot be differentiated again either
+        surrogate = _Once.apply(surrogate)
     value = value + surrogate.detach() / n
     return value + surrogate - surrogate.detach()
+
+
+class _Once(torch.autograd.Function):
+    """The identity with a gradient that cannot be differentiated: w's is not recorded, so the second would be wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True: the gradient of NeumannGradient cannot be differentiated again without bias. "
+                "Remedy: PowerSeries, RussianRoulette or Exact"
+            )
+        return gradient

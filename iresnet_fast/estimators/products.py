@@ -7,9 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_NO_GRAPH = (
+    "the residual branch's image has no gradient in x, so its log-determinant cannot be told. Remedy: no torch.no_grad "
+    "or detach inside the branch; one that is constant needs no residual block"
+)
+
 
 class Evaluation:
     """A branch evaluated once, and the products of vectors with its Jacobian there.
+
+    Under ``torch.inference_mode`` it leaves that mode, which would record no graph, and returns what needs none.
+
+    Raises:
+        ValueError: the branch does not keep its input's shape, or its image has no graph that leads back to x: it does
+            not depend on x, or is evaluated under ``torch.no_grad`` inside. Its products would be 0 without a word.
 
     Attributes:
         image: g(x); with gradients where they are recorded outside.
@@ -23,16 +34,16 @@ class Evaluation:
         self._pullback: Callable[[Tensor], tuple[Tensor]] | None = None
         if torch.compiler.is_compiling():  # which traces torch.func, and not torch.autograd.grad
             self.image, self._pullback = torch.func.vjp(g, x)  # type: ignore[misc]
+            check_same_shape(x, self.image)
             return
-        # Samples that need no gradient themselves are the start of a graph of their own.
-        self._x = x if self.differentiable and x.requires_grad else x.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            # Samples that need no gradient themselves are the start of a graph of their own.
+            plain = x.clone() if x.is_inference() else x
+            self._x = plain if self.differentiable and x.requires_grad else plain.detach().requires_grad_()
             self._image = g(self._x)
-        if self._image.shape != x.shape:
-            raise ValueError(
-                f"the residual branch maps shape {tuple(x.shape)} to {tuple(self._image.shape)}; x + g(x) needs a "
-                "branch that keeps it"
-            )
+        check_same_shape(x, self._image)
+        if not self._image.requires_grad:
+            raise ValueError(_NO_GRAPH)
         self.image = self._image if self.differentiable else self._image.detach()
 
     def vjp(self, v: Tensor, *, differentiable: bool = False, batched: bool = False) -> Tensor:
@@ -45,19 +56,29 @@ class Evaluation:
             pull = torch.func.vmap(self._pullback) if batched else self._pullback
             (product,) = pull(v.to(self.image.dtype))
             return product if differentiable else product.detach()
-        if not self._image.requires_grad:  # a branch that does not depend on x
-            return torch.zeros_like(v)
-        (product,) = torch.autograd.grad(
-            self._image,
-            self._x,
-            v.to(self._image.dtype),
-            retain_graph=True,
-            create_graph=differentiable,
-            is_grads_batched=batched,
-            allow_unused=True,
-            materialize_grads=True,
+        with torch.inference_mode(False):
+            v = v.clone() if v.is_inference() else v
+            found: tuple[Tensor | None, ...] = torch.autograd.grad(
+                self._image,
+                self._x,
+                v.to(self._image.dtype),
+                retain_graph=True,
+                create_graph=differentiable,
+                is_grads_batched=batched,
+                allow_unused=True,
+            )
+        if found[0] is None:
+            raise ValueError(_NO_GRAPH)
+        return found[0]
+
+
+def check_same_shape(x: Tensor, image: Tensor) -> None:
+    """Raise where x + g(x) makes no sense."""
+    if image.shape != x.shape:
+        raise ValueError(
+            f"the residual branch maps shape {tuple(x.shape)} to {tuple(image.shape)}; x + g(x) needs a branch that "
+            "keeps it"
         )
-        return product
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

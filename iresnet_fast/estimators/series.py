@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,11 @@ class Series(ABC):
         _check_count("n_probes", self.n_probes, 1)
         if self.probe not in PROBES:
             raise ValueError(f"probe must be one of {', '.join(map(repr, PROBES))}, got {self.probe!r}")
+
+    @property
+    @abstractmethod
+    def random_length(self) -> bool:
+        """Whether the number of terms is drawn anew each time."""
 
     @abstractmethod
     def draw_weights(self, likely_lipschitz: float | None) -> list[float]:
@@ -69,6 +75,8 @@ class Series(ABC):
         assumed: float | None,
     ) -> tuple[Tensor, LogDet]:
         """The same with another way to sum the terms."""
+        if self.random_length and torch.compiler.is_compiling():
+            return _estimate_in_eager_code(self, g, x, sum_of_terms, lipschitz, assumed)
         evaluation = Evaluation(g, x)
         likely = assumed if lipschitz is None else lipschitz
         estimates = torch.stack(
@@ -110,6 +118,11 @@ class PowerSeries(Series):
         super().__post_init__()
         _check_count("n_terms", self.n_terms, 1)
 
+    @property
+    def random_length(self) -> bool:
+        """It is fixed."""
+        return False
+
     def draw_weights(self, likely_lipschitz: float | None) -> list[float]:
         """All 1."""
         return [1.0] * self.n_terms
@@ -118,6 +131,8 @@ class PowerSeries(Series):
         """What the terms that were left out can sum to."""
         if lipschitz is None:
             return math.nan
+        if lipschitz >= 1:
+            return math.inf
         kept = math.fsum(lipschitz**k / k for k in range(1, self.n_terms + 1))
         return size * max(0.0, -math.log1p(-lipschitz) - kept)
 
@@ -159,6 +174,11 @@ class RussianRoulette(Series):
         likely = _CONTINUATION if likely_lipschitz is None else likely_lipschitz
         return min(max(likely, _CONTINUATION), _LARGEST_CONTINUATION)
 
+    @property
+    def random_length(self) -> bool:
+        """It is drawn."""
+        return True
+
     def draw_weights(self, likely_lipschitz: float | None) -> list[float]:
         """Reciprocals of the probabilities to reach each term; their number is drawn from torch's CPU generator."""
         q = self._probability(likely_lipschitz)
@@ -172,6 +192,14 @@ class RussianRoulette(Series):
     def finite_variance(self, lipschitz: float | None) -> bool | None:
         """Whether q > L²."""
         return None if lipschitz is None else self._probability(lipschitz) > lipschitz**2
+
+
+@torch.compiler.disable(
+    reason="the number of terms is drawn anew in each call, and a graph has a fixed number. Remedy: without "
+    "fullgraph=True it runs in eager code; PowerSeries or Exact can be compiled"
+)
+def _estimate_in_eager_code(series: Series, *arguments: Any) -> tuple[Tensor, LogDet]:
+    return series.estimate(*arguments)
 
 
 def _sum_of_terms(evaluation: Evaluation, v: Tensor, weights: list[float]) -> Tensor:

@@ -18,7 +18,15 @@ from ..nn import (
     fuse,
 )
 from ..nn.squeeze import SQUEEZE_ORDERS
-from .configuration import Source, build_config, check_choices, check_stages, freeze_sequences
+from .configuration import (
+    Source,
+    build_config,
+    check_choices,
+    check_counts,
+    check_numbers,
+    check_stages,
+    freeze_sequences,
+)
 
 _HEADS = ("linear", "pooled")
 
@@ -68,8 +76,8 @@ class ClassifierConfig:
             raise ValueError(f"in_shape must be (C, H, W), got {self.in_shape}")
         if not self.blocks:
             raise ValueError("blocks needs one entry per stage, got none")
-        if self.n_classes < 2:
-            raise ValueError(f"n_classes must be at least 2, got {self.n_classes}")
+        check_counts(self, n_classes=2, n_power_iterations=1)
+        check_numbers(self, "coeff")
         check_choices(self, {"head": _HEADS, "squeeze_order": SQUEEZE_ORDERS})
         check_stages(self, halvings=len(self.blocks) - 1 + self.squeeze_input)
 

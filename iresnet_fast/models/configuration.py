@@ -40,6 +40,22 @@ def check_choices(config: Any, choices: Mapping[str, Sequence[str]]) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(config, name)!r}")
 
 
+def check_counts(config: Any, **least: int) -> None:
+    """Raise where a setting is not an int of at least its least value."""
+    for name, minimum in least.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
+
+
+def check_numbers(config: Any, *names: str) -> None:
+    """Raise where a setting is no number; None is one that is left out."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+
+
 def freeze_sequences(config: Any, *names: str) -> None:
     """Make tuples of ints of these settings; raise where one is not a sequence of ints."""
     for name in names:

@@ -29,11 +29,21 @@ from ..nn import (
     fuse,
 )
 from ..nn.preprocessing import can_look
-from .configuration import Source, build_config, check_choices, check_stages, freeze_sequences
+from .configuration import (
+    Source,
+    build_config,
+    check_choices,
+    check_counts,
+    check_numbers,
+    check_stages,
+    freeze_sequences,
+)
 from .prior import NormalPrior
 
 # Of samples and reconstructions: float32 reaches it for Lipschitz constants up to 0.99, unlike the solver's own 1e-6.
 _TOLERANCE = 1e-4
+# Of types with a coarser grid, so many of its steps.
+_STEPS_OF_GRID = 4
 
 _PREPROCESSING: dict[str, Callable[[FlowConfig], list[nn.Module]]] = {
     "none": lambda config: [],
@@ -101,19 +111,19 @@ class FlowConfig:
         freeze_sequences(self, "in_shape", "blocks", "hidden", "fc_hidden")
         if len(self.in_shape) not in (1, 3) or min(self.in_shape) < 1:
             raise ValueError(f"in_shape must be (C, H, W) of images or (D,) of vectors, got {self.in_shape}")
+        if self.coeff is None:
+            raise ValueError("a flow needs branches that contract; coeff=None leaves them unconstrained")
         if len(self.in_shape) == 1 and self.blocks:
             raise ValueError(
                 f"blocks={self.blocks} are convolutional, and in_shape={self.in_shape} is that of vectors. Remedy: "
                 "blocks=() and fc_blocks"
             )
-        if self.fc_blocks < 0 or not (self.blocks or self.fc_blocks):
+        check_counts(self, fc_blocks=0, n_classes=0, n_terms=1, n_exact=0, n_levels=2, n_power_iterations=1)
+        check_numbers(self, "coeff", "alpha")
+        if not (self.blocks or self.fc_blocks):
             raise ValueError(f"a flow needs blocks or fc_blocks, got {self.blocks} and {self.fc_blocks}")
-        if self.coeff is None:
-            raise ValueError("a flow needs branches that contract; coeff=None leaves them unconstrained")
-        if self.n_classes < 0 or self.n_classes == 1:
-            raise ValueError(f"n_classes must be 0 or at least 2, got {self.n_classes}")
-        if self.n_levels < 2:
-            raise ValueError(f"n_levels must be at least 2, got {self.n_levels}")
+        if self.n_classes == 1:
+            raise ValueError("n_classes must be 0 or at least 2, got 1")
         choices = {"preprocessing": tuple(_PREPROCESSING), "estimator": tuple(_ESTIMATORS)}
         check_choices(self, {**choices, "prior": ("standard", "learned")})
         if self.factor_out and len(self.blocks) > 1 and self.in_shape[0] == 1 and not self.squeeze_input:
@@ -253,7 +263,7 @@ class IResNetFlow(nn.Module):
         temperature: float = 1.0,
         batch_size: int = 4096,
         generator: torch.Generator | None = None,
-        tol: float = _TOLERANCE,
+        tol: float | None = None,
         **options: Any,
     ) -> Tensor:
         """Draw data (n, *in_shape): latents of the prior, inverted.
@@ -263,7 +273,7 @@ class IResNetFlow(nn.Module):
             temperature: factor of the prior's standard deviation.
             batch_size: how many are inverted together.
             generator: of the latents, on their device.
-            tol: of every block's inverse.
+            tol: of every block's inverse. Default: 1e-4, or what the dtype resolves.
             **options: others of the inverse.
 
         Raises:
@@ -278,18 +288,19 @@ class IResNetFlow(nn.Module):
                 )
         latents = self.prior.sample(n, temperature, generator)
         with frozen_state(self):
-            parts = [self.inverse(z, tol=tol, **options) for z in latents.split(batch_size)]
+            parts = [self.inverse(z, tol=_tolerance(tol, z), **options) for z in latents.split(batch_size)]
         return torch.cat(parts)
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, tol: float = _TOLERANCE, **options: Any) -> Tensor:
-        """Data (B, *in_shape) through the latents and back; ``tol`` and options are those of the inverse."""
+    def reconstruct(self, x: Tensor, *, tol: float | None = None, **options: Any) -> Tensor:
+        """Data (B, *in_shape) through the latents and back; ``tol`` as in :meth:`sample`, options of the inverse."""
         with frozen_state(self):
-            return self.inverse(self.features(x), tol=tol, **options)
+            z = self.features(x)
+            return self.inverse(z, tol=_tolerance(tol, z), **options)
 
     @torch.no_grad()
     def interpolate(
-        self, start: Tensor, end: Tensor, n_steps: int = 8, *, tol: float = _TOLERANCE, **options: Any
+        self, start: Tensor, end: Tensor, n_steps: int = 8, *, tol: float | None = None, **options: Any
     ) -> Tensor:
         """Data on the straight lines between the latents of start and end, both of them included.
 
@@ -297,7 +308,7 @@ class IResNetFlow(nn.Module):
             start: (B, *in_shape).
             end: (B, *in_shape).
             n_steps: points of each line, at least 2.
-            tol: of every block's inverse.
+            tol: as in :meth:`sample`.
             **options: others of the inverse.
 
         Returns:
@@ -311,7 +322,7 @@ class IResNetFlow(nn.Module):
         with frozen_state(self):
             z0, z1 = self.features(start), self.features(end)
             weights = torch.linspace(0, 1, n_steps, dtype=z0.dtype, device=z0.device).view(-1, 1, 1)
-            x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), tol=tol, **options)
+            x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), tol=_tolerance(tol, z0), **options)
         return x.view(n_steps, *start.shape)
 
     @torch.no_grad()
@@ -326,7 +337,8 @@ class IResNetFlow(nn.Module):
             estimator: of the log-determinants, in place of the blocks' own.
 
         Raises:
-            ValueError: no data; the flow is in training mode; a truncated series without a proven bound of its bias.
+            ValueError: no data; the flow is in training mode; integers that were only scaled to [0, 1], of which a
+                density says nothing; a truncated series without a proven bound of its bias.
         """
         if self.training:
             raise ValueError("bits_per_dim of a flow in training mode. Remedy: flow.eval() first")
@@ -334,14 +346,9 @@ class IResNetFlow(nn.Module):
         device = next(self.parameters()).device
         for batch in batches:
             images = batch if isinstance(batch, Tensor) else batch[0]
-            x = images.to(device)
-            if not x.is_floating_point():
-                x = dequantize(x, self.config.n_levels)
-            elif x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
-                raise ValueError(
-                    f"bits_per_dim takes integers, or dequantised data in [0, 1]; got values from "
-                    f"{float(x.min()):.6g} to {float(x.max()):.6g}"
-                )
+            if not len(images):
+                continue
+            x = self._continuous(images.to(device))
             output: FlowOutput = self(x, estimator)
             totals.append(float(output.log_prob.double().sum()))
             sizes.append(len(x))
@@ -362,7 +369,27 @@ class IResNetFlow(nn.Module):
             nats / unit + math.log2(self.config.n_levels), spread / sum(sizes) / unit, bias / unit, sum(sizes)
         )
 
+    def _continuous(self, x: Tensor) -> Tensor:
+        """Integers dequantised; data of floating point as it is, where it can have been."""
+        levels = self.config.n_levels
+        if not x.is_floating_point():
+            return dequantize(x, levels).to(next(self.parameters()).dtype)
+        if not bool(((x >= 0) & (x <= 1)).all()):
+            raise ValueError(
+                f"bits_per_dim takes integers, or dequantised data in [0, 1]; got values from {float(x.min()):.6g} to "
+                f"{float(x.max()):.6g}"
+            )
+        for unit in (levels, levels - 1):
+            scaled = x.double() * unit
+            if bool(((scaled - scaled.round()).abs() <= unit * 2 * torch.finfo(x.dtype).eps).all()):
+                raise ValueError(
+                    f"bits_per_dim takes integers, or dequantised data; all of these values are multiples of 1/{unit}, "
+                    "as of integers that were scaled. Remedy: the integers themselves"
+                )
+        return x
+
     def _check_data(self, x: Tensor) -> None:
+
         if tuple(x.shape[1:]) != self.config.in_shape:
             raise ValueError(f"this flow takes (B, {', '.join(map(str, self.config.in_shape))}), got {tuple(x.shape)}")
         if not x.is_floating_point():
@@ -370,7 +397,10 @@ class IResNetFlow(nn.Module):
                 f"a density is one of continuous data, got {x.dtype}: integers have none. Remedy: "
                 "irf.data.dequantize(images)"
             )
-        if self.config.preprocessing != "logit" and can_look():  # Logit looks itself
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"the flow has parameters of {dtype}, got data of {x.dtype}. Remedy: x.to({dtype})")
+        if self.config.preprocessing == "none" and can_look():  # the others look themselves
             bad = ~torch.isfinite(x).flatten(1).all(1)
             if bool(bad.any()):
                 raise ValueError(f"{int(bad.sum())} of {len(x)} samples have NaN or infinite values")
@@ -378,6 +408,10 @@ class IResNetFlow(nn.Module):
     def extra_repr(self) -> str:
         """Shown by repr."""
         return ", ".join(f"{key}={value}" for key, value in asdict(self.config).items())
+
+
+def _tolerance(tol: float | None, z: Tensor) -> float:
+    return max(_TOLERANCE, _STEPS_OF_GRID * torch.finfo(z.dtype).eps) if tol is None else tol
 
 
 def _build_scale(config: FlowConfig, scale: int, shape: tuple[int, ...]) -> list[Bijection]:

@@ -18,7 +18,8 @@ class ActNorm(Bijection):
     """Per-channel affine map y = (x + bias)·exp(log_scale) (Kingma & Dhariwal 2018).
 
     The first batch seen in training mode sets bias and log_scale so that y has mean 0 and variance 1 per channel
-    (channels that hardly vary are only centred). That this has happened is part of the state dict, so that a loaded
+    (channels that hardly vary are only centred); under ``DistributedDataParallel`` it is the batch of all ranks. That
+    this has happened is part of the state dict, so that a loaded
     layer keeps what it learned. In evaluation mode before that, it is the identity.
 
     Args:
@@ -27,8 +28,8 @@ class ActNorm(Bijection):
     Shape: (B, C) or (B, C, ...), kept.
 
     Raises:
-        ValueError: an input with another number of channels; a first batch that is empty, not finite, or has a single
-            value per channel.
+        ValueError: an input with another number of channels; a first batch that is empty, not finite, out of range,
+            or has a single value per channel.
     """
 
     initialized: Tensor
@@ -75,14 +76,29 @@ class ActNorm(Bijection):
                 f"ActNorm cannot initialise from this batch (shape {tuple(x.shape)}): a single value per channel has "
                 "no variance. Remedy: a first training batch of several samples"
             )
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        mean = x.mean(axes)
-        deviation = (x - mean.view(self._broadcast(x))).square().mean(axes).sqrt()
-        size = x.square().mean(axes).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+        mean, deviation, size = self._moments(x.to(torch.promote_types(x.dtype, torch.float32)))
         varies = deviation > _CONSTANT * size
-        self.bias.copy_(-mean)
-        self.log_scale.copy_(torch.where(varies, -deviation.clamp_min(torch.finfo(x.dtype).tiny).log(), 0.0))
+        bias, log_scale = -mean, torch.where(varies, -deviation.clamp_min(torch.finfo(mean.dtype).tiny).log(), 0.0)
+        if not bool(torch.isfinite(torch.cat([bias, log_scale]).to(self.bias.dtype)).all()):
+            raise ValueError(
+                f"ActNorm cannot initialise from this batch: its values, up to {float(x.abs().max()):.4g}, leave the "
+                f"range of {self.bias.dtype}. Remedy: scale the data"
+            )
+        self.bias.copy_(bias)
+        self.log_scale.copy_(log_scale)
         self.mark_initialized()
+
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, standard deviation and root mean square of each channel (C,); of all ranks' samples inside of DDP."""
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        unit = x.abs().amax(axes).clamp_min(torch.finfo(x.dtype).tiny)
+        unit = _over_ranks(unit, "max")  # of which squares are taken, so that they neither overflow nor vanish
+        x = x / unit.view(self._broadcast(x))
+        count = _over_ranks(torch.full_like(unit, x.numel() / self.num_features), "sum")
+        mean = _over_ranks(x.sum(axes), "sum") / count
+        deviation = (_over_ranks((x - mean.view(self._broadcast(x))).square().sum(axes), "sum") / count).sqrt()
+        size = (_over_ranks(x.square().sum(axes), "sum") / count).sqrt()
+        return mean * unit, deviation * unit, size * unit
 
     def mark_initialized(self) -> None:
         """Keep bias and log_scale as they are, whatever the first batch."""
@@ -105,3 +121,14 @@ class ActNorm(Bijection):
     def extra_repr(self) -> str:
         """Shown by repr."""
         return f"{self.num_features}"
+
+
+def _over_ranks(x: Tensor, operation: str) -> Tensor:
+    """Sum or maximum over the ranks of the data-parallel forward that this is part of; x itself outside of one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    parallel = torch.nn.parallel.DistributedDataParallel._get_active_ddp_module()
+    if parallel is not None:
+        reduction = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[operation]
+        torch.distributed.all_reduce(x, reduction, group=parallel.process_group)
+    return x

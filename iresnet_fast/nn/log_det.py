@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..estimators import Estimator, LogDet
 from .frozen import frozen_state
+from .fuse import foreign_hooks
 
 
 class Bijection(nn.Module):
@@ -55,6 +56,35 @@ class Bijection(nn.Module):
         x = self.inverse(y, **options)
         with frozen_state(self):
             return x, -self.forward_and_log_det(x, estimator)[1]
+
+
+def apply_with_log_det(
+    name: str, module: nn.Module | None, x: Tensor, estimator: Estimator | None = None
+) -> tuple[Tensor, LogDet]:
+    """``estimate_log_det`` of a module inside another one.
+
+    Args:
+        name: of the module there, for the messages.
+        module: a :class:`Bijection`.
+        x: (B, ...) its input.
+        estimator: as for :meth:`Bijection.estimate_log_det`.
+
+    Raises:
+        TypeError: the module has no log-determinant.
+        RuntimeError: it has hooks, which may change what it computes.
+    """
+    if not isinstance(module, Bijection):
+        raise TypeError(
+            f"module {name} ({type(module).__name__}) has no log-determinant. Remedy: a subclass of irf.nn.Bijection "
+            "with estimate_log_det"
+        )
+    if foreign_hooks(module):
+        raise RuntimeError(f"module {name} ({type(module).__name__}) has forward hooks, which see no log-det")
+    try:
+        return module.estimate_log_det(x, estimator)
+    except (TypeError, ValueError, RuntimeError) as error:
+        error.add_note(f"in module {name} ({type(module).__name__})")
+        raise
 
 
 def sum_over_positions(per_channel: Tensor, x: Tensor) -> Tensor:

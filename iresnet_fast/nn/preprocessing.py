@@ -49,16 +49,18 @@ class Logit(Bijection):
         p = self.alpha + (1 - 2 * self.alpha) * x
         if x.numel() and can_look() and not bool(((p > 0) & (p < 1)).all()):
             ends = f"({self.interval[0]:.6g}, {self.interval[1]:.6g})"
-            found = "NaN" if bool(x.isnan().any()) else f"values from {float(x.min()):.6g} to {float(x.max()):.6g}"
             raise ValueError(
-                f"data must be in {ends}, got {found}. Remedy: scale it to [0, 1], as irf.data.dequantize(images) does"
-                + ("" if self.alpha else "; alpha > 0 takes the ends, too")
+                f"data must be in {ends}, got {_extent(x)}. Remedy: scale it to [0, 1], as irf.data.dequantize(images) "
+                "does" + ("" if self.alpha else "; alpha > 0 takes the ends, too")
             )
         return torch.logit(p)
 
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """The real numbers to the interval; options are ignored."""
-        return (torch.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha)
+        """The real numbers to the interval, whose ends it does not reach by rounding; options are ignored."""
+        p = torch.sigmoid(y)
+        limits = torch.finfo(p.dtype)
+        p = p.clamp(4 * limits.eps if self.alpha else limits.tiny, 1 - 4 * limits.eps)
+        return (p - self.alpha) / (1 - 2 * self.alpha)
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """Σ log((1 − 2α)/(p(1 − p))) with p = α + (1 − 2α)x, from y = logit(p), so that it does not cancel."""
@@ -75,10 +77,18 @@ class Center(Bijection):
     """y = x − ½, which centers images in [0, 1] as the papers' networks take them.
 
     Shape: (B, ...), kept.
+
+    Raises:
+        ValueError: data that is not in [0, 1] nor near it, as images of 8 bits: beyond (−1, 2), or NaN.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[0, 1] to [−½, ½]."""
+        if x.numel() and can_look() and not bool(((x > -1) & (x < 2)).all()):
+            raise ValueError(
+                f"data must be in [0, 1] or near it, got {_extent(x)}. Remedy: scale it to [0, 1], as "
+                "irf.data.dequantize(images) does"
+            )
         return x - 0.5
 
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
@@ -88,6 +98,10 @@ class Center(Bijection):
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """A shift has log-determinant 0."""
         return self(x), LogDet.exactly(no_volume_change(x))
+
+
+def _extent(x: Tensor) -> str:
+    return "NaN" if bool(x.isnan().any()) else f"values from {float(x.min()):.6g} to {float(x.max()):.6g}"
 
 
 def can_look() -> bool:

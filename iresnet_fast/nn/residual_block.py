@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..estimators import Estimator, LogDet, default_estimator
+from ..estimators import Estimator, LogDet, check_same_shape, default_estimator
 from ..solvers import InverseResult, NotConvergedError, attach_gradient
+from .dense_jacobian import image_and_jacobian
 from .fingerprint import Fingerprint, fingerprint
 from .frozen import Snapshot, frozen_state
 from .fuse import fused_weights
@@ -60,11 +61,7 @@ class InvertibleResidualBlock(Bijection):
         image: Tensor = self.g(x)
         if version is not None and x._version != version:
             raise ValueError("the branch changes its input in place, so x + g(x) is lost. Remedy: inplace=False")
-        if image.shape != x.shape:
-            raise ValueError(
-                f"the residual branch maps shape {tuple(x.shape)} to {tuple(image.shape)}; x + g(x) needs a branch "
-                "that keeps it"
-            )
+        check_same_shape(x, image)
         return image
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
@@ -89,12 +86,13 @@ class InvertibleResidualBlock(Bijection):
         estimator = estimator or self.estimator or default_estimator(x[:1].numel())
         lipschitz = None if self.training else self.proven_lipschitz()
         known = {"lipschitz": lipschitz, "assumed": self._assumed_lipschitz()}
+        branch = _DifferentiableBranch(self)
         if torch.compiler.is_compiling():
             # Power iterations write to their buffers, which the transforms that are traced there do not allow inside.
             with fused_weights(self.g):
-                image, log_det = estimator(self._branch, x, **known)
+                image, log_det = estimator(branch, x, **known)
         else:
-            image, log_det = estimator(self._branch, x, **known)
+            image, log_det = estimator(branch, x, **known)
         return x + image, log_det
 
     def _assumed_lipschitz(self) -> float | None:
@@ -222,6 +220,22 @@ class InvertibleResidualBlock(Bijection):
                     f"the branch has no inverse while {name or 'it'} ({type(module).__name__}) is in training mode. "
                     "Remedy: model.eval() first"
                 )
+
+
+class _DifferentiableBranch:
+    """A block's branch as estimators take it."""
+
+    def __init__(self, block: InvertibleResidualBlock) -> None:
+        self._block = block
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._block._branch(x)
+
+    def image_and_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        found = image_and_jacobian(self._block.g, x)
+        if found is not None:
+            check_same_shape(x, found[0])
+        return found
 
 
 def convolution_layout(module: nn.Module, y: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from .actnorm import ActNorm
 from .frozen import frozen_state
 from .fuse import foreign_hooks
 from .injective_pad import InjectivePad
-from .log_det import Bijection, no_volume_change
+from .inspection import has_own, obstacle
+from .log_det import Bijection, apply_with_log_det, no_volume_change
 from .preprocessing import Center, Logit
 from .recompute import apply_recomputing
 from .residual_block import InvertibleResidualBlock, convolution_layout
@@ -46,8 +47,8 @@ class ChainInverseResult:
             block before it and by the scales of ActNorm (Behrmann et al. 2019, Lemma 2). It is honest and may be
             huge; NaN where a block or link has no proof.
         converged: (B,) bool, whether every block's solve met its stopping rule.
-        certified: (B,) bool, whether every one did so by a proven bound, and nothing but ActNorm, Squeeze and
-            InjectivePad stands between them.
+        certified: (B,) bool, whether every one did so by a proven bound, and nothing stands between them but modules
+            of :mod:`iresnet_fast.nn` as they are: without hooks or methods of their own.
         blocks: the :class:`InverseResult` of every residual block, in the order of the forward.
     """
 
@@ -147,19 +148,8 @@ class InvertibleSequential(nn.Sequential, Bijection):
             RuntimeError: a module has hooks, which may change what it computes.
         """
         total = LogDet.exactly(no_volume_change(x))
-        for name, module in self._modules.items():
-            if not isinstance(module, Bijection):
-                raise TypeError(
-                    f"module {name} ({type(module).__name__}) has no log-determinant. Remedy: a subclass of "
-                    "irf.nn.Bijection with estimate_log_det"
-                )
-            if foreign_hooks(module):
-                raise RuntimeError(f"module {name} ({type(module).__name__}) has forward hooks, which see no log-det")
-            try:
-                x, log_det = module.estimate_log_det(x, estimator)
-            except (TypeError, ValueError, RuntimeError) as error:
-                error.add_note(f"in module {name} ({type(module).__name__})")
-                raise
+        for name, module in self._modules.items():  # a module may stand in it twice
+            x, log_det = apply_with_log_det(name, module, x, estimator)
             total = total.plus(log_det)
         return x, total
 
@@ -201,16 +191,19 @@ class _ReverseRun:
         return x.contiguous() if y.is_contiguous() else x
 
     def _module_inverse(self, module: nn.Module, y: Tensor, path: str) -> Tensor:
-        if isinstance(module, InvertibleSequential):
-            for name, part in reversed(module._modules.items()):
-                if part is not None:
-                    y = self._module_inverse(part, y, f"{path}.{name}" if path else name)
-            return y
-        if isinstance(module, InvertibleResidualBlock):
-            return self._block_inverse(module, y, path)
-        if isinstance(module, Split) and not foreign_hooks(module):
-            return self._split_inverse(module, y, path)
-        return self._link_inverse(module, y)
+        kind = next((kind for kind in _OPENED if isinstance(module, kind)), None)
+        if kind is None or (module is not self._chain and has_own(module, "inverse", kind)):
+            return self._link_inverse(module, y)
+        x: Tensor = _OPENED[kind](self, module, y, path)
+        if obstacle(module, kind):  # then its forward is not what it seems
+            self.error_bound = torch.full_like(self.error_bound, math.nan)
+        return x
+
+    def _chain_inverse(self, chain: InvertibleSequential, y: Tensor, path: str) -> Tensor:
+        for name, part in reversed(chain._modules.items()):
+            if part is not None:
+                y = self._module_inverse(part, y, f"{path}.{name}" if path else name)
+        return y
 
     def _split_inverse(self, split: Split, z: Tensor, path: str) -> Tensor:
         latents, factored = split.parts_of_latents(z)
@@ -221,8 +214,9 @@ class _ReverseRun:
 
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
         x: Tensor = link.inverse(y)  # type: ignore[operator]
-        hooked = foreign_hooks(link)  # then its forward is not what it seems
-        growth = math.nan if hooked else _INVERSE_LIPSCHITZ.get(type(link), lambda link: math.nan)(link)
+        growth: Tensor | float = math.nan
+        if type(link) in _INVERSE_LIPSCHITZ and not obstacle(link, type(link)):
+            growth = _INVERSE_LIPSCHITZ[type(link)](link)
         if isinstance(link, InjectivePad):
             # The true y has zeros in the appended channels: where these are farther off than y can be, there is none.
             outside = sample_norms(y[:, x.shape[1] :].detach()) > self.error_bound
@@ -245,6 +239,14 @@ class _ReverseRun:
         if self._progress is not None:
             self._progress(len(self.results), self._total, result)
         return result.x
+
+
+# What is inverted part by part, and how.
+_OPENED: dict[type[nn.Module], Callable[[_ReverseRun, Any, Tensor, str], Tensor]] = {
+    InvertibleSequential: _ReverseRun._chain_inverse,
+    InvertibleResidualBlock: _ReverseRun._block_inverse,
+    Split: _ReverseRun._split_inverse,
+}
 
 
 def _count_blocks(module: nn.Module) -> int:

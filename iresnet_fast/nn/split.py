@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..estimators import Estimator, LogDet
-from .log_det import Bijection, no_volume_change
+from .log_det import Bijection, apply_with_log_det, no_volume_change
 
 
 class Flatten(Bijection):
@@ -102,8 +102,7 @@ class Split(Bijection):
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """That of ``rest``: what is factored out does not change."""
         kept, factored = self.parts(x)
-        rest: Any = self.rest
-        latents, log_det = rest.estimate_log_det(kept, estimator)
+        latents, log_det = apply_with_log_det("rest", self.rest, kept, estimator)
         return torch.cat([latents, factored], 1), log_det
 
     def extra_repr(self) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -21,11 +19,8 @@ from ..ops.bottleneck_inverse import bottleneck_inverse, bottleneck_inverse_obst
 from ..ops.mlp_inverse import OP as MLP
 from ..ops.mlp_inverse import mlp_inverse, mlp_inverse_obstacle
 from ..solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
-from .activations import LipSwish, MaxMin
-from .branches import Bottleneck, LipschitzMLP
+from .chain import CONVOLUTIONS, LINEAR, NoChainError, read_chain
 from .frozen import frozen_state, own_cache
-from .inspection import obstacle
-from .spectral_layers import SpectralConv2d, SpectralLinear
 from .spectral_norm import SpectralNorm, find_spectral_norm
 
 _TOLERANCE = 1e-6
@@ -34,23 +29,7 @@ _RESOLVED = {torch.float16: 1e-4, torch.bfloat16: 1e-3}
 _LOW_PATIENCE = 2
 PATHS = ("auto", "general", "fused")
 
-_Pair = tuple[float | Tensor, float]
-_NO_NUMBERS: _Pair = (0.0, 0.0)
-# The name of an activation, and its two parameters.
-_ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Any], _Pair]]] = {
-    nn.ReLU: ("relu", lambda module: _NO_NUMBERS),
-    nn.ELU: ("elu", lambda module: (module.alpha, 0.0)),
-    nn.Softplus: ("softplus", lambda module: (module.beta, module.threshold)),
-    nn.Tanh: ("tanh", lambda module: _NO_NUMBERS),
-    LipSwish: ("lipswish", lambda module: (F.softplus(module.beta), 0.0)),
-    MaxMin: ("maxmin", lambda module: _NO_NUMBERS),
-}
-_LINEAR, _CONVOLUTIONS = (nn.Linear, SpectralLinear), (nn.Conv2d, SpectralConv2d)
-_LAYERS = (*_LINEAR, *_CONVOLUTIONS)
 _BOTTLENECK = [(3, 3), (1, 1), (3, 3)]
-_CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
-# Nothing where an inverse exists: check_invertible refuses active dropout.
-_IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class _NotWholeError(Exception):
@@ -209,9 +188,9 @@ def read_branch(g: nn.Module) -> Branch | str:
     """A branch in the ops' terms, with the weights that it has now, or why no op inverts it."""
     try:
         with frozen_state(g):
-            layers, activations, numbers = _read_chain(g)
+            layers, activations, numbers = read_chain(g)
         circular = _read_padding(layers)
-    except _NotWholeError as error:
+    except (NoChainError, _NotWholeError) as error:
         return str(error)
     # Without a kernel there is no need to keep its weights.
     known = next(g.parameters(), None)
@@ -229,56 +208,12 @@ def _is_known(part: nn.Module) -> bool:
     return not isinstance(part, parametrize.ParametrizationList) or all(isinstance(one, SpectralNorm) for one in part)
 
 
-def _read_chain(g: nn.Module) -> tuple[list[Any], list[str], list[_Pair]]:
-    """Layers, names of activations and their parameters; raises where g is no such chain."""
-    layers: list[Any] = []
-    names: list[str] = []
-    parameters: list[_Pair] = []
-    name = "identity"
-    numbers = _NO_NUMBERS
-    for module in _parts(g):
-        kind = parametrize.type_before_parametrizations(module)
-        if why := obstacle(module, kind):
-            raise _NotWholeError(why)
-        if kind in _ACTIVATIONS:
-            if name != "identity":
-                raise _NotWholeError("it has two activations in a row")
-            if getattr(module, "inplace", False):
-                raise _NotWholeError("an activation works in place")
-            name, read = _ACTIVATIONS[kind]
-            numbers = read(module)
-            if isinstance(numbers[0], Tensor) and numbers[0].numel() != 1:
-                raise _NotWholeError(f"a {kind.__name__} has {numbers[0].numel()} parameters")
-        elif kind in _LAYERS:
-            layers.append(module)
-            names.append(name)
-            parameters.append(numbers)
-            name, numbers = "identity", _NO_NUMBERS
-        elif kind not in _IDENTITIES or (module.training and getattr(module, "p", 0) > 0):
-            raise _NotWholeError(f"it has a {kind.__name__}")
-    if not layers:
-        raise _NotWholeError("it has no layers")
-    return layers, [*names, name], [*parameters, numbers]
-
-
-def _parts(g: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a branch in order; those of chains within in place of the chains."""
-    if type(g) not in _CHAINS:
-        yield g
-        return
-    if why := obstacle(g, type(g)):
-        raise _NotWholeError(why)
-    for part in g._modules.values():
-        if part is not None:
-            yield from _parts(part)
-
-
 def _read_padding(layers: list[Any]) -> bool | None:
     """Whether the convolutions of a bottleneck pad circularly, None for linear layers; raises for others."""
     kinds = {parametrize.type_before_parametrizations(layer) for layer in layers}
-    if kinds <= set(_LINEAR):
+    if kinds <= set(LINEAR):
         return None
-    if not kinds <= set(_CONVOLUTIONS):
+    if not kinds <= set(CONVOLUTIONS):
         raise _NotWholeError("it has linear layers and convolutions")
     sizes = [layer.kernel_size for layer in layers]
     if sizes != _BOTTLENECK:

@@ -118,7 +118,8 @@ def run_demo(epochs: int = 25, seed: int = 0, on_step: Callable[[str], None] | N
         ModuleNotFoundError: scikit-learn is not installed.
     """
     report_step = on_step or (lambda _: None)
-    data = load_digits(seed=seed)
+    digits = load_digits(seed=seed)
+    data = digits.centered()
     networks, certificates, reconstructions, models = [], [], [], []
     for name, coeff in (("i-ResNet", 0.9), ("plain ResNet", None)):
         torch.manual_seed(seed)
@@ -147,7 +148,7 @@ def run_demo(epochs: int = 25, seed: int = 0, on_step: Callable[[str], None] | N
         if step % steps_per_epoch == 0:
             report_step(f"training the flow (loss {loss:.3f})")
 
-    hybrid, samples = run_hybrid(data, epochs, seed, on_flow_step)
+    hybrid, samples = run_hybrid(digits, epochs, seed, on_flow_step)
     report_step("timing the inverses")
     timings = _time_inverses(models[0], data.test_images[:_TIMED_IMAGES])
     report_step("comparing the inverses")

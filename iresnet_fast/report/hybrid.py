@@ -50,14 +50,14 @@ def run_hybrid(
     """Train the flow on classes and likelihood together, and measure it; returns samples (n, 1, 8, 8), too.
 
     Args:
-        data: images of 17 grey levels in [−½, ½].
+        data: images of 17 grey levels.
         epochs: passes over the training images.
         seed: of weights, order and samples.
         on_step: called after every step with its number and loss.
     """
     torch.manual_seed(seed)
     flow = IResNetFlow.from_config("digits-flow")
-    train, test = (_levels(images, flow.config.n_levels) for images in (data.train_images, data.test_images))
+    train, test = data.train_images, data.test_images
     steps = epochs * math.ceil(len(train) / BATCH_SIZE)
     started = time.perf_counter()
     report = fit_flow(
@@ -66,7 +66,7 @@ def run_hybrid(
     seconds = time.perf_counter() - started
     certificate = enforce(flow.eval())
     bits = flow.bits_per_dim(test.split(_EVALUATED_TOGETHER))
-    x = (test + 0.5) / flow.config.n_levels
+    x = (test + 0.5) / data.n_levels
     with torch.no_grad():
         wrong = flow.logits(x).argmax(1) != data.test_labels
     error = (flow.reconstruct(x, tol=1e-6) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
@@ -74,15 +74,10 @@ def run_hybrid(
         test_error=float(wrong.float().mean()),
         bits_per_dim=bits.mean,
         standard_error=bits.standard_error,
-        uniform_bits=math.log2(flow.config.n_levels),
+        uniform_bits=math.log2(data.n_levels),
         guaranteed=certificate.guaranteed,
         worst_reconstruction_error=float(error.max()),
         skipped=report.skipped,
         train_seconds=seconds,
     )
     return result, flow.sample(_SAMPLES, generator=torch.Generator().manual_seed(seed))
-
-
-def _levels(images: Tensor, n_levels: int) -> Tensor:
-    """Images in [−½, ½] as the integers that they were."""
-    return ((images + 0.5) * (n_levels - 1)).round().long()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +70,7 @@ def hybrid_loss(
 
 def fit_flow(
     model: IResNetFlow,
-    data: Tensor | Callable[[int], Tensor],
+    data: Tensor | Callable[[int], Tensor] | Iterable[Any],
     labels: Tensor | None = None,
     *,
     steps: int,
@@ -80,19 +82,22 @@ def fit_flow(
     class_weight: float = 1.0,
     average: float | None = None,
     estimator: Estimator | None = None,
+    compile: bool = False,
     seed: int = 0,
     on_step: Callable[[int, float], None] | None = None,
 ) -> FitReport:
     """Train by Adam with a one-cycle learning rate; changes the model in place, and leaves it in training mode.
 
-    A step whose loss or gradient is not finite is skipped and counted; ten in a row end the training.
+    A step whose loss or gradient is not finite is skipped and counted; ten in a row end the training. Until the first
+    step is taken, a skipped one also takes back what it initialised.
 
     Args:
-        model: the flow.
-        data: (N, *in_shape), integers are dequantised anew in every step; or a function that draws a batch of so many.
+        model: the flow; batches go to its device.
+        data: (N, *in_shape); or a function that draws a batch of so many; or an iterable of batches, or of pairs of a
+            batch and its labels, as data loaders are. Integers are dequantised anew in every step.
         labels: (N,) int64 for :func:`hybrid_loss`, −1 where there is none.
         steps: optimiser steps.
-        batch_size: samples per step.
+        batch_size: samples per step; an iterable has its own.
         lr: highest learning rate.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
@@ -101,14 +106,17 @@ def fit_flow(
         average: decay of an exponential moving average of the parameters, which the model has in the end; None for
             the last parameters.
         estimator: of the log-determinants, in place of the blocks' own.
-        seed: of the order, and of what estimators and dequantisation draw.
+        compile: whether ``torch.compile`` makes code of the loss and its gradient, from the second step on: a minute
+            or so that pays where there are thousands of steps, and an estimator whose number of terms is not drawn.
+        seed: of the order, and of what estimators and dequantisation draw; torch's generators are afterwards what
+            they were before.
         on_step: called with the step (from 1) and its loss.
 
     Returns:
         The :class:`FitReport`.
 
     Raises:
-        ValueError: no data, labels of another number, no steps.
+        ValueError: no data, labels of another number, no steps, an iterable that ends at once.
         RuntimeError: ten steps in a row were skipped.
     """
     if steps < 1 or batch_size < 1:
@@ -117,40 +125,53 @@ def fit_flow(
         raise ValueError(
             f"need data, and as many labels: got {len(data)} samples, {None if labels is None else len(labels)}"
         )
-    if callable(data) and labels is not None:
-        raise ValueError("labels belong to data that is a tensor, not to a function that draws some")
-    torch.manual_seed(seed)
-    batches = _batches(data, labels, batch_size)
+    if not isinstance(data, Tensor) and labels is not None:
+        raise ValueError("labels belong to data that is a tensor; a function draws none, an iterable has its own")
+    device = next(model.parameters()).device
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
     report, in_a_row = FitReport(0, 0, []), 0
+
+    def loss_of(x: Tensor, y: Tensor | None) -> Tensor:
+        return hybrid_loss(model(x, estimator), y, density_weight=density_weight, class_weight=class_weight)
+
+    compiled = torch.compile(loss_of) if compile else loss_of
+    untrained: dict[str, Tensor] | None = copy.deepcopy(model.state_dict())
     model.train()
-    for step in range(1, steps + 1):
-        x, y = next(batches)
-        x = x if x.is_floating_point() else dequantize(x, model.config.n_levels)
-        loss = hybrid_loss(model(x, estimator), y, density_weight=density_weight, class_weight=class_weight)
-        optimizer.zero_grad()
-        loss.backward()
-        size = nn.utils.clip_grad_norm_(parameters, clip).item()
-        value = loss.item()
-        if math.isfinite(value) and math.isfinite(size):
-            optimizer.step()
-            schedule.step()
-            report.steps, in_a_row = report.steps + 1, 0
-            report.losses.append(value)
-            if averaged is not None:
-                averaged.update_parameters(model)
-        else:
-            report.skipped, in_a_row = report.skipped + 1, in_a_row + 1
-            if in_a_row == _HOPELESS:
-                raise RuntimeError(
-                    f"{in_a_row} steps in a row had a loss ({value}) or a gradient (norm {size}) that is not finite, "
-                    f"the last of them step {step}. Remedy: a smaller lr than {lr}, or data without extreme values"
-                )
-        if on_step is not None:
-            on_step(step, value)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        batches = _batches(data, labels, batch_size)
+        for step in range(1, steps + 1):
+            x, y = next(batches)
+            x, y = x.to(device), None if y is None else y.to(device)
+            x = x if x.is_floating_point() else dequantize(x, model.config.n_levels)
+            # The first step initialises what depends on data, which is no code to compile.
+            loss = (loss_of if untrained is not None else compiled)(x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            size = nn.utils.clip_grad_norm_(parameters, clip).item()
+            value = loss.item()
+            if math.isfinite(value) and math.isfinite(size):
+                optimizer.step()
+                schedule.step()
+                report.steps, in_a_row, untrained = report.steps + 1, 0, None
+                report.losses.append(value)
+                if averaged is not None:
+                    averaged.update_parameters(model)
+            else:
+                report.skipped, in_a_row = report.skipped + 1, in_a_row + 1
+                if untrained is not None:
+                    model.load_state_dict(untrained)
+                if in_a_row == _HOPELESS:
+                    raise RuntimeError(
+                        f"{in_a_row} steps in a row had a loss ({value}) or a gradient (norm {size}) that is not "
+                        f"finite, the last of them step {step}. Remedy: a smaller lr than {lr}, or data without "
+                        "extreme values"
+                    )
+            if on_step is not None:
+                on_step(step, value)
     if averaged is not None and report.steps:
         with torch.no_grad():  # evaluation fits the power iterations' vectors to the weights that changed here
             for parameter, mean in zip(parameters, averaged.module.parameters(), strict=True):
@@ -159,12 +180,23 @@ def fit_flow(
 
 
 def _batches(
-    data: Tensor | Callable[[int], Tensor], labels: Tensor | None, batch_size: int
+    data: Tensor | Callable[[int], Tensor] | Iterable[Any], labels: Tensor | None, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches without end; a tensor's samples in an order that is drawn anew in every pass."""
-    while not isinstance(data, Tensor):
-        yield data(batch_size), None
+    if isinstance(data, Tensor):
+        while True:
+            for batch in torch.randperm(len(data), device="cpu").split(batch_size):
+                if len(batch) == min(batch_size, len(data)):
+                    yield data[batch], None if labels is None else labels[batch]
+    if callable(data):
+        while True:
+            yield data(batch_size), None
     while True:
-        for batch in torch.randperm(len(data), device="cpu").split(batch_size):
-            if len(batch) == min(batch_size, len(data)):
-                yield data[batch], None if labels is None else labels[batch]
+        ended = True
+        for batch in data:
+            ended = False
+            yield (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1] if len(batch) > 1 else None)
+        if ended:
+            raise ValueError(
+                "the iterable of batches has none, or none after its first pass. Remedy: a DataLoader or a list"
+            )

@@ -249,10 +249,61 @@ def test_neumann_memory_does_not_grow_with_terms(branch):
 
 @pytest.mark.parametrize("estimator", [Exact(), PowerSeries(3), NeumannGradient()], ids=repr)
 def test_branches_without_a_jacobian(estimator):
+    """Constant, or without a graph: rather an error than a log-determinant of 0."""
     x = torch.randn(4, 2)
-    for branch in (torch.ones_like, lambda x: x.detach() * 0.5):
-        _, log_det = estimator(branch, x)
-        assert (log_det.value == 0).all()
+    constant = torch.ones(4, 2, requires_grad=True)
+    for branch in (
+        torch.ones_like,
+        lambda x: x.detach() * 0.5,
+        constant.expand_as,
+        torch.no_grad()(torch.sin),
+    ):
+        with pytest.raises(ValueError, match="image has no gradient in x.* Remedy: no torch.no_grad or detach"):
+            estimator(branch, x)
+
+
+@pytest.mark.parametrize("estimator", [Exact(), PowerSeries(3), RussianRoulette(), NeumannGradient()], ids=repr)
+def test_inference_mode(branch, estimator):
+    """It records no graph, so that products taken there would be 0: they are taken outside of it."""
+    values = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        torch.manual_seed(0)
+        with mode():
+            x = inputs(4)
+            values.append(estimator(branch, x)[1].value)
+    torch.testing.assert_close(*values)
+    assert (values[0] != 0).all()
+
+
+def test_neumann_gradients_are_not_differentiated_again(branch):
+    """The second would be biased without a word; the series themselves give it."""
+    x = inputs(2).requires_grad_()
+    for estimator in (PowerSeries(3), Exact()):
+        (gradient,) = torch.autograd.grad(estimator(branch, x)[1].value.sum(), x, create_graph=True)
+        assert torch.autograd.grad(gradient.square().sum(), x)[0].abs().sum() > 0
+    with pytest.raises(RuntimeError, match="cannot be differentiated again without bias. Remedy: PowerSeries"):
+        torch.autograd.grad(NeumannGradient()(branch, x)[1].value.sum(), x, create_graph=True)
+
+
+def test_probes_have_their_distributions():
+    """tr(J) = vᵀJv of one probe in one dimension: J itself for ±1, and J times a χ² variable for normal ones."""
+    x = torch.randn(20_000, 1, dtype=torch.float64)
+    signs, normal = (PowerSeries(1, probe=probe)(lambda x: 0.5 * x, x)[1].value for probe in ("rademacher", "gaussian"))
+    assert (signs == 0.5).all()
+    assert float(normal.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(normal.std()) == pytest.approx(0.5 * math.sqrt(2), rel=0.05)
+
+
+def test_low_precision_sums_in_float32():
+    """4096 products of 1/256 each, which bfloat16 would round to 3 digits."""
+    x = torch.randn(3, 4097, dtype=torch.bfloat16)
+    _, log_det = PowerSeries(1)(lambda x: x / 256, x)
+    torch.testing.assert_close(log_det.value, torch.full((3,), 4097 / 256), rtol=1e-6, atol=0)
+
+
+def test_no_bound_without_a_contraction(branch):
+    assert PowerSeries(3)(branch, inputs(2), lipschitz=1.0)[1].bias_bound == math.inf
+    assert RussianRoulette()(branch, inputs(2), lipschitz=1.5)[1].finite_variance is False
 
 
 @pytest.mark.parametrize("estimator", [Exact(), PowerSeries(3), NeumannGradient()], ids=repr)

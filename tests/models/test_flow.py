@@ -11,7 +11,7 @@ import iresnet_fast as irf
 from iresnet_fast.data import dequantize
 from iresnet_fast.estimators import Exact, NeumannGradient, PowerSeries, RussianRoulette
 from iresnet_fast.models import FlowConfig, IResNetFlow
-from tests.helpers import jacobians, saturated, state_of
+from tests.helpers import jacobians, same_state, saturated, state_of
 
 IMAGES = {
     "in_shape": (1, 8, 8),
@@ -119,6 +119,43 @@ def test_certified_and_reported_through_scales():
     assert len(result.blocks) == 3
 
 
+def test_sampling_and_the_way_back_change_no_state():
+    """In training mode either."""
+    flow = of_images().train()
+    before = state_of(flow)
+    x = torch.rand(3, 1, 8, 8)
+    flow.sample(3)
+    flow.reconstruct(x)
+    flow.interpolate(x, x.flip(0), 3)
+    assert same_state(flow, before)
+
+
+def test_temperature_and_a_learned_prior():
+    """The standard deviations are scaled, and the means are not."""
+    flow = planar(prior="learned")
+    with torch.no_grad():
+        flow.prior.mean.copy_(torch.tensor([2.0, -1.0]))
+        flow.prior.log_scale.copy_(torch.tensor([-1.0, 0.5]))
+    z = flow.features(flow.sample(20_000, temperature=0.5)).detach()
+    torch.testing.assert_close(z.mean(0), flow.prior.mean.detach(), rtol=0, atol=0.02)
+    torch.testing.assert_close(z.std(0), 0.5 * flow.prior.log_scale.exp().detach(), rtol=0.02, atol=0)
+
+
+def test_low_precision_samples_within_what_it_resolves():
+    flow = planar(coeff=0.7).bfloat16()
+    x = flow.sample(50)
+    assert x.dtype == torch.bfloat16
+    assert x.isfinite().all()
+
+
+def test_inference_mode():
+    for flow, x in ((planar(), torch.randn(5, 2)), (of_images(estimator="exact"), torch.rand(5, 1, 8, 8))):
+        expected = flow.log_prob(x)
+        with torch.inference_mode():
+            torch.testing.assert_close(flow.log_prob(x), expected)
+        torch.testing.assert_close(flow.log_prob(x), expected)
+
+
 def test_bits_per_dim_counts_exactly():
     """A flow that is the identity on [0, 1], against the standard normal's own density of the dequantised data."""
     flow = IResNetFlow.from_config({"in_shape": (5,), "fc_blocks": 1, "actnorm": False}).eval()
@@ -159,8 +196,21 @@ def test_bits_per_dim_of_a_truncated_series_has_its_bound():
     assert flow.bits_per_dim(batches).standard_error == math.inf
     with pytest.raises(ValueError, match=r"dequantised data in \[0, 1\]; got values from 0 to 1.04"):
         flow.bits_per_dim([torch.tensor([0, 1.04] * 32).view(1, 1, 8, 8)])
+    for levels in (255, 256):
+        with pytest.raises(ValueError, match=f"multiples of 1/{levels}, .* Remedy: the integers themselves"):
+            flow.bits_per_dim([batches[0].float() / levels])
+    full, with_empty = (
+        [torch.randint(256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+        for _ in range(2)
+    )
+    with_empty.insert(1, torch.randint(256, (0, 1, 8, 8)))
+    found = []
+    for images in (full, with_empty):
+        torch.manual_seed(0)
+        found.append(flow.bits_per_dim(images, Exact()))
+    assert found[0] == found[1]
     with pytest.raises(ValueError, match="no data"):
-        flow.bits_per_dim([])
+        flow.bits_per_dim(with_empty[1:2])
     with pytest.raises(ValueError, match=r"Remedy: flow.eval\(\) first"):
         flow.train().bits_per_dim(batches)
 
@@ -237,6 +287,22 @@ def test_compiles_whole(estimator):
 
 
 @pytest.mark.full
+def test_a_drawn_number_of_terms_runs_in_eager_code():
+    """A graph has a fixed number: the roulette is left out of it, and an error where nothing may be."""
+    flow = planar(fc_blocks=1, estimator="neumann").double()
+    x = torch.randn(16, 2, dtype=torch.float64)
+    compiled = torch.compile(lambda x: flow(x).log_prob, backend="aot_eager")
+    values = []
+    for function in (compiled, lambda x: flow(x).log_prob):
+        torch.manual_seed(0)
+        value = function(x)
+        values.append((value, torch.autograd.grad(value.sum(), flow.trunk[1].g[0].bias)[0]))
+    torch.testing.assert_close(values[0], values[1])
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="PowerSeries or Exact can be compiled"):
+        torch.compile(lambda x: flow(x).log_prob, backend="aot_eager", fullgraph=True)(x)
+
+
+@pytest.mark.full
 def test_a_block_of_its_own_compiles_in_training():
     """Its power iterations run before the transforms that take the products."""
     block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2, (8,))).train()
@@ -261,7 +327,13 @@ def test_a_block_of_its_own_compiles_in_training():
         ({**IMAGES, "coeff": 1.0}, r"coeff must be in \(0, 1\)"),
         ({**IMAGES, "coeff": None}, "a flow needs branches that contract"),
         ({**IMAGES, "estimator": "newton"}, "estimator must be one of 'auto', 'exact'"),
-        ({**IMAGES, "n_levels": 1}, "n_levels must be at least 2, got 1"),
+        ({**IMAGES, "n_levels": 1}, "n_levels must be an int of at least 2, got 1"),
+        ({**IMAGES, "n_terms": 2.5}, "n_terms must be an int of at least 1, got 2.5"),
+        ({**IMAGES, "n_classes": "10"}, "n_classes must be an int of at least 0, got '10'"),
+        ({**IMAGES, "n_classes": 1}, "n_classes must be 0 or at least 2, got 1"),
+        ({**IMAGES, "fc_blocks": True}, "fc_blocks must be an int of at least 0, got True"),
+        ({**IMAGES, "coeff": "0.9"}, "coeff must be a number, got '0.9'"),
+        ({**IMAGES, "alpha": "0.05"}, "alpha must be a number, got '0.05'"),
         ({**IMAGES, "n_clases": 3}, "unknown setting 'n_clases': did you mean 'n_classes'"),
     ],
 )
@@ -278,6 +350,8 @@ def test_bad_data():
         flow.log_prob(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"got values from 0 to 2. Remedy: scale it to \[0, 1\]"):
         flow.log_prob(torch.arange(128).view(2, 1, 8, 8).clamp_max(2).float())
+    with pytest.raises(TypeError, match=r"parameters of torch.float32, got data of torch.float64. Remedy: x.to\(torch"):
+        planar().log_prob(torch.randn(2, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match="1 of 3 samples have NaN or infinite values"):
         planar().log_prob(torch.tensor([[0.0, 1], [math.nan, 0], [0, 0]]))
     with pytest.raises(ValueError, match="a single value per channel has no variance"):

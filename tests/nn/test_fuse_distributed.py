@@ -22,7 +22,7 @@ import iresnet_fast as irf
 def run(rank, address):
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     torch.manual_seed(0)
-    config = {"blocks": (1, 2), "hidden": (8, 8), "actnorm": False, "n_power_iterations": 2}
+    config = {"blocks": (1, 2), "hidden": (8, 8), "n_power_iterations": 2}
     model = irf.models.IResNetClassifier.from_config("digits", **config).train()
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
@@ -31,6 +31,7 @@ def run(rank, address):
         optimizer.zero_grad()
         parallel(torch.randn(6, 1, 8, 8, generator=generator)).square().mean().backward()
         optimizer.step()
+    assert any(isinstance(part, irf.nn.ActNorm) for part in model.modules())  # initialised from the batch of both
     for name, value in model.state_dict().items():
         other = [torch.empty_like(value) for _ in range(2)]
         dist.all_gather(other, value.contiguous())

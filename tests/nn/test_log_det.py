@@ -9,7 +9,7 @@ from torch import nn
 import iresnet_fast as irf
 from iresnet_fast.estimators import Exact, PowerSeries, RussianRoulette
 from iresnet_fast.nn import ActNorm, Bottleneck, Center, Flatten, LipschitzMLP, Logit, Split, Squeeze
-from tests.helpers import jacobians, saturated
+from tests.helpers import jacobians, same_state, saturated, state_of
 from tests.tolerances import FLOAT64
 
 
@@ -169,6 +169,112 @@ def test_solve_inverse_through_a_split_is_certified():
     assert ((result.x - x).flatten(1).norm(dim=1) <= result.error_bound).all()
 
 
+def test_error_bound_of_a_split_counts_what_was_factored_out():
+    """An ActNorm whose inverse shrinks errors stands in ``rest`` alone; those of the other half stay."""
+    shrinking = actnorm(4)
+    with torch.no_grad():
+        shrinking.log_scale.fill_(4.0)
+    model = chain(Split(chain(Flatten((2, 2)), shrinking), (4, 2)), block(LipschitzMLP(8))).eval()
+    irf.certify(model)
+    result = model.solve_inverse(torch.randn(5, 8), tol=1e-3)
+    assert (result.error_bound >= result.blocks[0].error_bound).all()
+    assert (result.error_bound < 1.1 * result.blocks[0].error_bound).all()
+
+
+def test_methods_and_hooks_of_their_own_are_respected_and_not_certified():
+    class Doubled(Split):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+        def inverse(self, y, **options):
+            return super().inverse(y / 2, **options)
+
+    class Shifted(irf.nn.InvertibleSequential):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+        def inverse(self, y, **options):
+            return super().inverse(y - 1, **options)
+
+    def certified(link):
+        model = chain(link, block(LipschitzMLP(6))).eval()
+        irf.certify(model)
+        x = torch.randn(4, 3, 2)
+        result = model.solve_inverse(model(x).detach())
+        torch.testing.assert_close(result.x, x, rtol=1e-4, atol=1e-4)
+        return bool(result.certified.any())
+
+    rest = chain(Flatten((2, 2)), block(LipschitzMLP(4)))
+    assert certified(Split(rest, (3, 2)))
+    assert not certified(Doubled(rest, (3, 2)))
+    assert not certified(Split(Shifted(*rest), (3, 2)))
+    assert not certified(Shifted(Split(rest, (3, 2))))
+    hooked = Split(chain(*rest), (3, 2))
+    hooked.rest.register_forward_hook(lambda module, args, output: output)
+    assert not certified(hooked)
+    with pytest.raises(RuntimeError, match=r"module rest \(InvertibleSequential\) has forward hooks"):
+        hooked.forward_and_log_det(torch.randn(2, 3, 2))
+    with pytest.raises(TypeError, match=r"module rest \(InvertibleFlatten\) has no log-determinant"):
+        Split(type("InvertibleFlatten", (nn.Flatten,), {"inverse": None.__class__})(), (3, 2)).forward_and_log_det(
+            torch.randn(2, 3, 2)
+        )
+
+
+def test_a_module_that_stands_twice_counts_twice():
+    layer = actnorm(3)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(
+        chain(layer, layer).forward_and_log_det(x)[1], 2 * chain(layer).forward_and_log_det(x)[1]
+    )
+
+
+def test_inverse_and_log_det_change_no_state():
+    """In training mode either, where a forward would iterate and initialise."""
+    model = chain(ActNorm(3), block(LipschitzMLP(3))).train()
+    before = state_of(model)
+    y = torch.randn(4, 3)
+    x, log_det = model.inverse_and_log_det(y)
+    assert same_state(model, before)
+    with irf.nn.frozen_state(model):
+        torch.testing.assert_close(-model.forward_and_log_det(x)[1], log_det)
+
+
+def test_what_is_proven_is_not_used_in_training():
+    """The weights of the next forward are other weights."""
+    model = block(LipschitzMLP(3)).eval()
+    irf.certify(model)
+    x = torch.randn(4, 3)
+    assert model.estimate_log_det(x, PowerSeries(3))[1].bias_bound < math.inf
+    irf.certify(model.train())
+    assert math.isnan(model.estimate_log_det(x, PowerSeries(3))[1].bias_bound)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.05])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_logit_comes_back_from_far_out(alpha, dtype):
+    """Where the sigmoid rounds to 0 or 1 the ends of the interval are not reached, which a density would refuse."""
+    layer = Logit(alpha)
+    x = layer.inverse(torch.tensor([[-1e4, -30.0, 0.0, 30.0, 1e4]], dtype=dtype))
+    assert layer.forward_and_log_det(x)[1].isfinite().all()
+
+
+def test_logit_has_no_lipschitz_constant_on_its_interval():
+    certificate = irf.certify(chain(Logit(), block(LipschitzMLP(3))))
+    assert certificate.guaranteed
+    assert certificate.lipschitz is None
+    assert "\nLip(F⁻¹) ≤" in certificate.to_markdown()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_actnorm_initialises_from_large_values(dtype):
+    """Whose squares leave the dtype's range."""
+    x = torch.randn(256, 3) * torch.tensor([1e4, 1.0, 1e-3]) + torch.tensor([0.0, 5.0, 0.0])
+    layer = ActNorm(3).to(dtype).train()
+    y = layer(x.to(dtype)).float()
+    torch.testing.assert_close(y.mean(0), torch.zeros(3), rtol=0, atol=0.05)
+    torch.testing.assert_close(y.std(0), torch.ones(3), rtol=0.03, atol=0)
+
+
 def test_training_mode_iterates_once_and_defaults_by_size():
     small, large = (irf.nn.InvertibleResidualBlock(LipschitzMLP(size, (8,))).train() for size in (16, 17))
     assert small.estimate_log_det(torch.randn(3, 16))[1].n_vjps == 16
@@ -218,6 +324,12 @@ def test_no_log_det_where_there_is_none():
         (lambda: Logit(0.5), None, r"alpha must be in \[0, 0.5\), got 0.5"),
         (lambda: Split(Flatten((1,)), (1,)), None, "a split needs at least two channels"),
         (lambda: Flatten((2, 3)), torch.ones(2, 3, 2), r"Flatten needs \(B, 2, 3\), got \(2, 3, 2\)"),
+        (Center, torch.tensor([[0.0, 255.0]]), r"must be in \[0, 1\] or near it, got values from 0 to 255. Remedy"),
+        (
+            lambda: ActNorm(1).train(),
+            torch.tensor([[0.0], [1e300]], dtype=torch.float64),
+            r"its values, up to 1e\+300, leave the range of torch.float32. Remedy: scale the data",
+        ),
         (lambda: ActNorm(3).train(), torch.ones(1, 3), "a single value per channel has no variance"),
     ],
 )

@@ -80,15 +80,17 @@ def test_errors_count_nan_as_infinite():
 def test_digits():
     split = load_digits(test_share=0.25, seed=1)
     assert len(split.train_images) + len(split.test_images) == 1797
-    assert split.train_images.min() == -0.5
-    assert split.train_images.max() == 0.5
+    assert split.train_images.dtype == torch.uint8
+    assert (split.train_images.min(), split.train_images.max(), split.n_levels) == (0, 16, 17)
+    centered = split.centered().train_images
+    assert (centered.min(), centered.max(), centered.dtype) == (-0.5, 0.5, torch.float32)
     again = load_digits(test_share=0.25, seed=1)
     assert torch.equal(split.test_images, again.test_images)
     assert (split.test_labels.bincount() >= 40).all()
 
 
 def test_training_is_repeatable():
-    split = load_digits()
+    split = load_digits().centered()
     errors = []
     for _ in range(2):
         torch.manual_seed(3)

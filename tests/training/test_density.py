@@ -57,6 +57,60 @@ def test_steps_that_are_not_finite_are_skipped_and_counted():
         fit_flow(flow, lambda n: torch.randn(n, 2) * 1e30, steps=20)
 
 
+def test_a_skipped_first_step_leaves_nothing():
+    """What ActNorm made of a bad first batch is taken back; the next one initialises it."""
+    calls = []
+
+    def draw(n):
+        calls.append(n)
+        return torch.randn(n, 2) + (100 if len(calls) == 1 else 0)
+
+    flow = planar()
+    flow.trunk[0].bias.register_hook(lambda gradient: gradient * math.inf if len(calls) == 1 else gradient)
+    report = fit_flow(flow, draw, steps=3)
+    assert (report.steps, report.skipped) == (2, 1)
+    assert float(flow.trunk[0].bias.detach().abs().max()) < 1
+
+
+def test_a_gradient_that_is_not_finite_is_no_step():
+    flow = planar()
+    calls = []
+
+    def poison(gradient):
+        calls.append(1)
+        return gradient * math.inf if len(calls) == 2 else gradient
+
+    flow.trunk[0].bias.register_hook(poison)
+    report = fit_flow(flow, density2d("moons").sample(500), steps=4)
+    assert (report.steps, report.skipped) == (3, 1)
+    assert all(map(math.isfinite, report.losses))
+    assert all(torch.isfinite(value).all() for value in state_of(flow).values())
+
+
+def test_leaves_the_generators_of_others_alone():
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    flow = planar()
+    torch.manual_seed(5)
+    fit_flow(flow, density2d("moons").sample(500), steps=2)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_learns_from_a_data_loader():
+    x = density2d("8gaussians").sample(100)
+    labels = (x[:, 0] > 0).long()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), batch_size=30, shuffle=True)
+    flow = planar(n_classes=2)
+    assert fit_flow(flow, loader, steps=6).steps == 6
+    assert flow.head.weight.grad.abs().sum() > 0
+    alone = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=30)
+    assert fit_flow(planar(), alone, steps=2).steps == 2
+    with pytest.raises(ValueError, match="has no batches|has none"):
+        fit_flow(planar(), [], steps=1)
+    with pytest.raises(ValueError, match="none after its first pass"):
+        fit_flow(planar(), iter([x]), steps=2)
+
+
 def test_fault_11_averaged_weights_keep_their_bound():
     """After averaging, u and v belong to other weights; evaluation fits them again."""
     flow = planar(coeff=0.7)
@@ -74,6 +128,16 @@ def test_averaged_parameters_differ_from_the_last():
     fit_flow(plain, density2d("moons").sample(500), steps=20, lr=1e-2)
     fit_flow(averaged, density2d("moons").sample(500), steps=20, lr=1e-2, average=0.9)
     assert not torch.equal(plain.trunk[0].bias, averaged.trunk[0].bias)
+
+
+@pytest.mark.full
+def test_compiled_training_is_training():
+    x = density2d("8gaussians").sample(1000)
+    losses = []
+    for compiled in (False, True):
+        flow = planar(fc_blocks=1)
+        losses.append(fit_flow(flow, x, steps=40, lr=1e-2, compile=compiled).losses)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
 
 
 def test_hybrid_loss_is_its_definition():
