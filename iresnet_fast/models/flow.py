@@ -201,7 +201,7 @@ class IResNetFlow(nn.Module):
         """Build a flow from a named configuration, a TOML file or a mapping.
 
         Args:
-            config: a name (``"density2d"``, ``"digits-flow"``), the path of a TOML file, or the settings themselves.
+            config: a name (``"density2d"``, ``"mnist-flow"``, ...), the path of a TOML file, or the settings.
             **overrides: settings of :class:`FlowConfig` to change.
 
         Raises:
