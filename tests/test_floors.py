@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "iresnet_fast"
 # Highest first. Rooms on one floor do not know each other.
 FLOORS = [
+    {"__main__"},
     {"cli"},
     {"report"},
     {"scale", "training"},

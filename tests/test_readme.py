@@ -21,7 +21,15 @@ MODULES = [
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/density.md", "docs/inverting.md", "docs/normalisation.md", "docs/spectra.md"]
+    "document",
+    [
+        "README.md",
+        "docs/density.md",
+        "docs/inverting.md",
+        "docs/normalisation.md",
+        "docs/spectra.md",
+        "docs/training.md",
+    ],
 )
 def test_examples_print_what_the_documents_show(document):
     text = (ROOT / document).read_text(encoding="utf-8")

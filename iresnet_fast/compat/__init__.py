@@ -1,5 +1,5 @@
 """Names and weights of other implementations."""
 
-from . import normflows, official
+from . import normflows, official, residual_flows
 
-__all__ = ["normflows", "official"]
+__all__ = ["normflows", "official", "residual_flows"]

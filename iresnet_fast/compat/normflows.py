@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..nn import Bijection
+from .residual_flows import iResBlock
 
 
 class NormFlow(nn.Module):
@@ -38,3 +39,30 @@ class NormFlow(nn.Module):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Latents of data (B, ...), and the log-determinant (B,) of that map."""
         return self.bijection.forward_and_log_det(x)
+
+
+class Residual(NormFlow):
+    """``normflows.flows.Residual`` under its name and arguments, on this package's block, estimators and inverse.
+
+    Args:
+        net: the branch.
+        reverse: whether x + net(x) is the way from data to latents, as usual; else from latents to data.
+        reduce_memory: memory that does not grow with the number of terms.
+        **options: as for :class:`iresnet_fast.compat.residual_flows.iResBlock`.
+
+    Example:
+        >>> branch = irf.nn.LipschitzMLP(2)
+        >>> flows = [irf.compat.normflows.Residual(branch)]  # normflows.NormalizingFlow(base, flows) takes them
+    """
+
+    def __init__(self, net: nn.Module, reverse: bool = True, reduce_memory: bool = True, **options: Any) -> None:
+        super().__init__(iResBlock(net, neumann_grad=reduce_memory, **options).block)
+        self.reverse = reverse
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Data of latents (B, ...), and the log-determinant (B,) of that map."""
+        return super().forward(z) if self.reverse else super().inverse(z)
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of data (B, ...), and the log-determinant (B,) of that map."""
+        return super().inverse(x) if self.reverse else super().forward(x)

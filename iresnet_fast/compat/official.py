@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from ..models import ClassifierConfig, IResNetClassifier
-from ..nn import ActNorm, Bottleneck, InvertibleResidualBlock, find_spectral_norm
+from ..nn import ActNorm, Bottleneck, InvertibleResidualBlock, find_spectral_norm, spectral_norm
 from ..ops import conv_norm_bound
 
 # The official normalisation divides by max(1, σ/c), and in convolutions of more than one tap by this much more.
@@ -182,3 +182,46 @@ def _official_sigma(weight: Tensor, u: Tensor, v: Tensor) -> float:
         )
     image = v.view(1, weight.shape[1], side, side)
     return float(u @ conv2d(image, weight, padding=weight.shape[-1] // 2).flatten())
+
+
+def spectral_norm_conv(
+    module: nn.Module,
+    coeff: float,
+    input_dim: Sequence[int],
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+) -> nn.Module:
+    """The official code's function of this name, by :func:`iresnet_fast.nn.spectral_norm`.
+
+    Args:
+        module: a convolution.
+        coeff: the Lipschitz coefficient.
+        input_dim: (C, H, W) of its input.
+        name: of the parameter.
+        n_power_iterations: per training forward.
+        eps: accepted, and without effect: vectors of length 0 are handled without it.
+
+    Raises:
+        ValueError: ``input_dim`` does not have the convolution's channels; otherwise as ``spectral_norm``.
+    """
+    channels = getattr(module, "in_channels", None)
+    if len(input_dim) != 3 or input_dim[0] != channels:
+        raise ValueError(f"input_dim must be (C, H, W) with the convolution's {channels} channels, got {input_dim}")
+    size = tuple(input_dim[1:])
+    return spectral_norm(module, coeff, n_power_iterations=n_power_iterations, input_size=size, name=name)
+
+
+def spectral_norm_fc(
+    module: nn.Module, coeff: float, n_power_iterations: int = 1, name: str = "weight", eps: float = 1e-12
+) -> nn.Module:
+    """The official code's function of this name, by :func:`iresnet_fast.nn.spectral_norm`.
+
+    Args:
+        module: a linear layer, or a 1×1 convolution.
+        coeff: the Lipschitz coefficient.
+        n_power_iterations: per training forward.
+        name: of the parameter.
+        eps: accepted, and without effect.
+    """
+    return spectral_norm(module, coeff, n_power_iterations=n_power_iterations, name=name)

@@ -18,13 +18,38 @@ class ImageSplit:
         test_images: (M, C, H, W) uint8 in [0, n_levels).
         test_labels: (M,) int64.
         n_levels: how many values a pixel can have.
+        class_names: of the labels, where the files tell.
     """
 
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
-    n_levels: int
+    n_levels: int = 256
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            if images.dim() != 4 or labels.shape != (len(images),) or labels.dtype != torch.int64:
+                raise ValueError(
+                    f"{part} images must be (N, C, H, W) and labels (N,) of int64, got {tuple(images.shape)} and "
+                    f"{tuple(labels.shape)} of {labels.dtype}"
+                )
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ValueError(
+                f"training images are {tuple(self.train_images.shape[1:])}, test images "
+                f"{tuple(self.test_images.shape[1:])}"
+            )
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes there are: the names, or one more than the largest label."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        return 1 + max(
+            (int(labels.max()) for labels in (self.train_labels, self.test_labels) if len(labels)), default=0
+        )
 
     def centered(self) -> ImageSplit:
         """The same with images of float32 in [−½, ½], as classifiers take them."""

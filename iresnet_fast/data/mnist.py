@@ -1,4 +1,4 @@
-"""MNIST from files that are there already (LeCun, Cortes & Burges 1998)."""
+"""MNIST, and sets in the same files, as Fashion-MNIST is (LeCun, Cortes & Burges 1998)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .idx import read_idx
 from .images import ImageSplit
+from .missing import MissingDataError
 
 _PARTS = ("train", "t10k")
 # Where the files lie below the folder that a user names: in it, or as torchvision stores them.
@@ -22,11 +23,11 @@ def load_mnist(folder: str | Path) -> ImageSplit:
         folder: holds the files, or ``MNIST/raw`` with them, as torchvision stores them. Nothing is downloaded.
 
     Raises:
-        FileNotFoundError: files are missing; the message names where they were looked for.
+        MissingDataError: files are missing; the message names where they were looked for.
         ValueError: a file is damaged, or images and labels are not as many.
     """
     images, labels = zip(*(_read_part(Path(folder), part) for part in _PARTS), strict=True)
-    return ImageSplit(images[0], labels[0], images[1], labels[1], n_levels=256)
+    return ImageSplit(images[0], labels[0], images[1], labels[1])
 
 
 def _read_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -45,7 +46,4 @@ def _find(folder: Path, name: str) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    looked = "\n  ".join(map(str, candidates))
-    raise FileNotFoundError(
-        f"MNIST's {name} is not there. Looked for\n  {looked}\nRemedy: the folder that holds it, as torchvision's does"
-    )
+    raise MissingDataError(f"MNIST's {name}", candidates)

@@ -4,7 +4,7 @@ from .exact import Exact
 from .neumann import NeumannGradient
 from .products import check_same_shape
 from .result import Estimator, LogDet
-from .series import PowerSeries, RussianRoulette
+from .series import PowerSeries, RussianRoulette, Series
 
 __all__ = [
     "Estimator",
@@ -13,6 +13,7 @@ __all__ = [
     "NeumannGradient",
     "PowerSeries",
     "RussianRoulette",
+    "Series",
     "check_same_shape",
     "default_estimator",
 ]

@@ -1,6 +1,8 @@
 """Models built from the invertible layers, and their named configurations."""
 
+from .build import Model, build_model, config_of
 from .classifier import ClassifierConfig, IResNetClassifier
+from .configuration import read_config
 from .flow import BitsPerDim, FlowConfig, FlowOutput, IResNetFlow
 from .prior import NormalPrior
 
@@ -11,5 +13,9 @@ __all__ = [
     "FlowOutput",
     "IResNetClassifier",
     "IResNetFlow",
+    "Model",
     "NormalPrior",
+    "build_model",
+    "config_of",
+    "read_config",
 ]

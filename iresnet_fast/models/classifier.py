@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from .configuration import (
     check_stages,
     freeze_sequences,
 )
+from .pretrained import Pretrained
 
 _HEADS = ("linear", "pooled")
 
@@ -44,6 +45,8 @@ class ClassifierConfig:
         coeff: Lipschitz coefficient of every convolution; None for the plain ResNet of the papers' comparison.
         activation: a name of :data:`iresnet_fast.nn.ACTIVATIONS`.
         actnorm: whether an :class:`ActNorm` stands before every block.
+        batch_norm: whether batch normalisation stands before every activation of the branches, as in the papers'
+            unconstrained comparison.
         dropout: probability of dropout in the branches.
         n_power_iterations: per training forward.
         recompute: ``"inverse"`` trains without stored activations; see :class:`InvertibleSequential`.
@@ -53,6 +56,8 @@ class ClassifierConfig:
             batch normalisation and ReLU.
     """
 
+    kind: ClassVar[str] = "classifier"
+
     in_shape: tuple[int, int, int]
     n_classes: int
     blocks: tuple[int, ...]
@@ -61,6 +66,7 @@ class ClassifierConfig:
     coeff: float | None = 0.9
     activation: str = "elu"
     actnorm: bool = True
+    batch_norm: bool = False
     dropout: float = 0.0
     n_power_iterations: int = 1
     recompute: str | None = None
@@ -82,7 +88,7 @@ class ClassifierConfig:
         check_stages(self, halvings=len(self.blocks) - 1 + self.squeeze_input)
 
 
-class IResNetClassifier(nn.Module):
+class IResNetClassifier(Pretrained):
     """Invertible trunk and a head (Behrmann et al. 2019, classification).
 
     The trunk is a bijection (with ``inject`` > 0 an injection): ``features`` maps images to latents of the same
@@ -127,6 +133,7 @@ class IResNetClassifier(nn.Module):
                     input_size=(height, width),
                     activation=config.activation,
                     preactivation=not first,
+                    batch_norm=config.batch_norm,
                     dropout=config.dropout,
                     n_power_iterations=config.n_power_iterations,
                 )
@@ -141,11 +148,11 @@ class IResNetClassifier(nn.Module):
             self.head = nn.Sequential(*pooling, nn.Linear(channels, config.n_classes))
 
     @classmethod
-    def from_config(cls, config: Source, **overrides: Any) -> IResNetClassifier:
+    def from_config(cls, config: Source, **overrides: Any) -> Self:
         """Build a network from a named configuration, a TOML file or a mapping.
 
         Args:
-            config: a name (``"digits"``, ``"iresnet-64"``), the path of a TOML file, or the settings themselves.
+            config: a name (``"digits"``, ``"iresnet-64:vanilla"``, ...), the path of a TOML file, or the settings.
             **overrides: settings of :class:`ClassifierConfig` to change.
 
         Raises:

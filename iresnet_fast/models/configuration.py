@@ -14,22 +14,50 @@ _Config = TypeVar("_Config")
 Source = str | Path | Mapping[str, Any]
 
 
+# Networks to compare with: the same without a Lipschitz constraint, and with batch normalisation in its branches.
+_TWINS: dict[str, dict[str, Any]] = {"vanilla": {"coeff": None}, "batchnorm": {"coeff": None, "batch_norm": True}}
+# What a configuration says beside the settings of its network.
+_BESIDE = ("kind", "training")
+
+
+def read_config(config: Source) -> dict[str, Any]:
+    """The settings of a configuration; ``kind`` says of what network, and ``training`` how to train it.
+
+    Args:
+        config: the name of one that the package carries, with ``:vanilla`` or ``:batchnorm`` behind it for its
+            unconstrained twins; the path of a TOML file; or the settings themselves.
+
+    Raises:
+        ValueError: an unknown name; the message suggests the nearest one.
+    """
+    if isinstance(config, Mapping):
+        return dict(config)
+    name, _, twin = str(config).partition(":")
+    if twin and twin not in _TWINS:
+        raise ValueError(f"unknown twin {twin!r}{nearest(twin, list(_TWINS))} of {name}; there are {', '.join(_TWINS)}")
+    return {**_read(name), **_TWINS.get(twin, {})}
+
+
 def build_config(kind: type[_Config], config: Source, overrides: Mapping[str, Any]) -> _Config:
     """A configuration of this kind.
 
     Args:
         kind: its dataclass.
-        config: the name of one that the package carries, the path of a TOML file, or the settings themselves.
+        config: as for :func:`read_config`.
         overrides: settings to change.
 
     Raises:
-        ValueError: an unknown name or setting; the message suggests the nearest one.
+        ValueError: an unknown name or setting; the message suggests the nearest one. A configuration of another kind.
     """
-    settings = {**(config if isinstance(config, Mapping) else _read(config)), **overrides}
+    settings = {**read_config(config), **overrides}
+    said, own = settings.get("kind"), getattr(kind, "kind", None)
+    if said is not None and said != own:
+        raise ValueError(f"this is the configuration of a {said}, not of a {own}")
+    settings = {key: value for key, value in settings.items() if key not in _BESIDE}
     known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
     for key in settings:
         if key not in known:
-            raise ValueError(f"unknown setting {key!r}{_nearest(key, known)} of a {kind.__name__}")
+            raise ValueError(f"unknown setting {key!r}{nearest(key, known)} of a {kind.__name__}")
     return kind(**settings)
 
 
@@ -92,12 +120,13 @@ def _read(config: str | Path) -> dict[str, Any]:
     names = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
     if str(config) not in names:
         raise ValueError(
-            f"unknown configuration {str(config)!r}{_nearest(str(config), names)}; there are {', '.join(names)}, or "
+            f"unknown configuration {str(config)!r}{nearest(str(config), names)}; there are {', '.join(names)}, or "
             "the path of a .toml file"
         )
     return tomllib.loads((folder / f"{config}.toml").read_text(encoding="utf-8"))
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: list[str]) -> str:
+    """What was probably meant, as the middle of a message; nothing where nothing is near."""
     close = difflib.get_close_matches(word, known, n=1)
     return f": did you mean {close[0]!r}?" if close else ""

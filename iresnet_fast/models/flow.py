@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,7 @@ from .configuration import (
     check_stages,
     freeze_sequences,
 )
+from .pretrained import Pretrained
 from .prior import NormalPrior
 
 # Of samples and reconstructions: float32 reaches it for Lipschitz constants up to 0.99, unlike the solver's own 1e-6.
@@ -86,6 +87,8 @@ class FlowConfig:
         n_classes: of a linear head on the latents; 0 for none.
         n_power_iterations: per training forward.
     """
+
+    kind: ClassVar[str] = "flow"
 
     in_shape: tuple[int, ...]
     blocks: tuple[int, ...] = ()
@@ -167,7 +170,7 @@ class BitsPerDim(NamedTuple):
     n_samples: int
 
 
-class IResNetFlow(nn.Module):
+class IResNetFlow(Pretrained):
     """Multi-scale normalizing flow of invertible residual blocks (Behrmann et al. 2019; Chen et al. 2019).
 
     log p(x) = log p(z) + log|det J_F(x)| with z = F(x). ``forward`` is the map from data to latents, so that training
@@ -197,7 +200,7 @@ class IResNetFlow(nn.Module):
         fuse(self)
 
     @classmethod
-    def from_config(cls, config: Source, **overrides: Any) -> IResNetFlow:
+    def from_config(cls, config: Source, **overrides: Any) -> Self:
         """Build a flow from a named configuration, a TOML file or a mapping.
 
         Args:

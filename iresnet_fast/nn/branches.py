@@ -39,6 +39,7 @@ class Bottleneck(_Branch):
         activation: a name of :data:`iresnet_fast.nn.ACTIVATIONS`.
         preactivation: whether an activation comes first; not in the first block of a network, which would otherwise
             start by discarding what it is given.
+        batch_norm: whether batch normalisation stands before every activation.
         dropout: probability of dropping an activation before the last convolution, in training mode.
         n_power_iterations: per training forward.
 
@@ -54,6 +55,7 @@ class Bottleneck(_Branch):
         input_size: Sequence[int],
         activation: str = "elu",
         preactivation: bool = True,
+        batch_norm: bool = False,
         dropout: float = 0.0,
         n_power_iterations: int = 1,
     ) -> None:
@@ -66,8 +68,12 @@ class Bottleneck(_Branch):
         if coeff is not None:
             for conv in convolutions:
                 spectral_norm(conv, coeff, input_size=input_size, n_power_iterations=n_power_iterations)
-        layers: list[nn.Module] = [make_activation(activation)] if preactivation else []
-        layers += [convolutions[0], make_activation(activation), convolutions[1], make_activation(activation)]
+
+        def activate(width: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(width)] * batch_norm + [make_activation(activation)]
+
+        layers: list[nn.Module] = activate(channels) if preactivation else []
+        layers += [convolutions[0], *activate(hidden), convolutions[1], *activate(hidden)]
         layers += [nn.Dropout(dropout)] if dropout else []
         super().__init__(*layers, convolutions[2])
 

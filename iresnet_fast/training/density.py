@@ -19,7 +19,11 @@ from ..models import FlowOutput, IResNetFlow
 
 UNLABELLED = -1
 # So many steps without a finite loss and gradient in a row, and training is over.
-_HOPELESS = 10
+HOPELESS = 10
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that was not finite."""
 
 
 @dataclass
@@ -117,7 +121,7 @@ def fit_flow(
 
     Raises:
         ValueError: no data, labels of another number, no steps, an iterable that ends at once.
-        RuntimeError: ten steps in a row were skipped.
+        DivergedError: ten steps in a row were skipped.
     """
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
@@ -164,8 +168,8 @@ def fit_flow(
                 report.skipped, in_a_row = report.skipped + 1, in_a_row + 1
                 if untrained is not None:
                     model.load_state_dict(untrained)
-                if in_a_row == _HOPELESS:
-                    raise RuntimeError(
+                if in_a_row == HOPELESS:
+                    raise DivergedError(
                         f"{in_a_row} steps in a row had a loss ({value}) or a gradient (norm {size}) that is not "
                         f"finite, the last of them step {step}. Remedy: a smaller lr than {lr}, or data without "
                         "extreme values"

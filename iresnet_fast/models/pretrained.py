@@ -1,0 +1,107 @@
+"""Networks in folders: weights, settings, and a card with what is proven of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from ..certificate.certify import certify
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+_CARD = """---
+library_name: iresnet_fast
+license: {license}
+tags:
+- invertible-residual-network
+- pytorch
+---
+
+# {title}
+
+{description}
+
+## Certificate
+
+Of the weights as they were saved; `irf.certify(model)` proves it again.
+
+{certificate}
+## Use
+
+```python
+import iresnet_fast as irf
+
+model = irf.models.{kind}.from_pretrained("path/to/this/folder")
+```
+"""
+
+
+class Pretrained(nn.Module):
+    """A network that can be kept in a folder; the base of the models."""
+
+    config: Any
+
+    @classmethod
+    def from_config(cls, config: Any, **overrides: Any) -> Self:
+        """Build a network from its settings."""
+        raise NotImplementedError
+
+    def save_pretrained(
+        self, folder: str | Path, *, title: str = "", description: str = "", license: str = "unknown"
+    ) -> None:
+        """Write ``model.safetensors``, ``config.json`` and ``README.md``, a model card with the certificate.
+
+        Args:
+            folder: made where there is none; files of those names are replaced.
+            title: of the card. Default: the type of the network.
+            description: of the card.
+            license: of the weights, for the card.
+
+        Raises:
+            ValueError: the network is in training mode, where its normalised weights are estimates.
+            OSError: a file cannot be written.
+        """
+        from safetensors.torch import save_file  # noqa: PLC0415  (an optional package)
+
+        if self.training:
+            raise ValueError("save_pretrained of a network in training mode. Remedy: model.eval() first")
+        folder, kind = Path(folder), type(self).__name__
+        folder.mkdir(parents=True, exist_ok=True)
+        certificate = certify(self).to_markdown()
+        card = _CARD.format(
+            title=title or kind, description=description, license=license, certificate=certificate, kind=kind
+        )
+        settings = json.dumps({"kind": self.config.kind, **asdict(self.config)}, indent=1)
+        beside = folder / f".{WEIGHTS}"
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, beside, {"format": "pt"})
+        beside.replace(folder / WEIGHTS)
+        (folder / CONFIG).write_text(settings + "\n", encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The network that :meth:`save_pretrained` kept, in evaluation mode; what its card says is not taken over.
+
+        Args:
+            folder: of the network. Nothing is downloaded.
+
+        Raises:
+            FileNotFoundError: files are missing; the message names them.
+            ValueError: a file is damaged, or is of another kind of network.
+        """
+        from safetensors import SafetensorError  # noqa: PLC0415
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        folder = Path(folder)
+        if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+            raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}. Remedy: save_pretrained writes them")
+        try:
+            model = cls.from_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        except (SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+            raise ValueError(f"the network in {folder} cannot be read: {error}") from error
+        return model.eval()

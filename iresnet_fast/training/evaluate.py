@@ -1,0 +1,77 @@
+"""What a trained network is worth on test images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data import ImageSplit
+from ..models import IResNetClassifier, IResNetFlow, Model
+from ..solvers import NotConvergedError
+
+_TOGETHER, _RECONSTRUCTED = 250, 100
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; None where the network has no such thing.
+
+    Attributes:
+        test_error: share of wrong classes.
+        bits_per_dim: mean over the test images.
+        bits_standard_error: of it.
+        reconstruction_error: largest ‖x̂ − x‖/‖x‖ of the first hundred test images; None where the inverse does not
+            converge.
+        n_images: test images.
+    """
+
+    test_error: float | None
+    bits_per_dim: float | None
+    bits_standard_error: float | None
+    reconstruction_error: float | None
+    n_images: int
+
+    @property
+    def score(self) -> float:
+        """What is smaller for a better network: bits per dimension where it has a density, else the error."""
+        value = self.test_error if self.bits_per_dim is None else self.bits_per_dim
+        assert value is not None
+        return value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(model: Model, data: ImageSplit) -> Evaluation:
+    """Evaluate a network in evaluation mode on all test images; draws from torch's generator where a flow estimates."""
+    device = next(model.parameters()).device
+    images, labels = data.test_images, data.test_labels
+    if isinstance(model, IResNetClassifier):
+        floats = data.centered().test_images
+        wrong = _wrong(model, floats, labels, device)
+        error = _reconstruction_error(model, floats[:_RECONSTRUCTED].to(device))
+        return Evaluation(wrong / len(labels), None, None, error, len(labels))
+    bits = model.bits_per_dim(part.to(device) for part in images.split(_TOGETHER))
+    floats = (images.to(torch.float32) + 0.5) / data.n_levels
+    share = None if model.head is None else _wrong(model.logits, floats, labels, device) / len(labels)
+    error = _reconstruction_error(model, floats[:_RECONSTRUCTED].to(device))
+    return Evaluation(share, bits.mean, bits.standard_error, error, len(labels))
+
+
+def _wrong(classify: Any, images: Tensor, labels: Tensor, device: torch.device) -> int:
+    pairs = zip(images.split(_TOGETHER), labels.split(_TOGETHER), strict=True)
+    return sum(int((classify(x.to(device)).argmax(1).cpu() != y).sum()) for x, y in pairs)
+
+
+def _reconstruction_error(model: IResNetClassifier | IResNetFlow, x: Tensor) -> float | None:
+    try:
+        back = model.inverse(model.features(x), tol=1e-5)
+    except (NotConvergedError, RuntimeError):
+        return None
+    error = float(((back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).max())
+    return error if error < float("inf") else None
