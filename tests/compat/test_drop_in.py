@@ -10,7 +10,6 @@ from iresnet_fast.compat.residual_flows import iResBlock
 from iresnet_fast.estimators import Exact, NeumannGradient, PowerSeries, RussianRoulette
 from tests.helpers import dense_norm, saturated
 
-
 # Where their fixed-point iteration stops.
 THEIR_INVERSE = {"rtol": 1e-2, "atol": 5e-3}
 
