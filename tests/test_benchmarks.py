@@ -113,7 +113,8 @@ def test_committed_results_are_exact_and_complete():
             assert row["status"] != "measured" or row["error"] <= row["tolerance"]
 
 
-def test_command_line():
+@pytest.mark.full
+def test_command_line_measures():
     command = [sys.executable, "-m", "benchmarks"]
     done = subprocess.run(
         [*command, "fixed_point_update", "--quick", "--device", "cpu", "--json", "-"],
@@ -121,6 +122,10 @@ def test_command_line():
     )  # fmt: skip
     assert {row["case"] for row in json.loads(done.stdout)["rows"]} == {"fixed_point_update"}
     assert "Promises" in done.stderr
+
+
+def test_command_line_knows_its_cases():
+    command = [sys.executable, "-m", "benchmarks"]
     done = subprocess.run([*command, "inverted"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "there is no case 'inverted'; there are conv_spectrum" in done.stderr

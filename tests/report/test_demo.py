@@ -20,6 +20,7 @@ def result():
     return run_demo(epochs=1)
 
 
+@pytest.mark.full
 def test_certified_network_is_proven_and_inverted(result):
     certified, plain = result.networks
     assert certified.guaranteed
@@ -31,6 +32,7 @@ def test_certified_network_is_proven_and_inverted(result):
     assert certified.test_error < 0.6
 
 
+@pytest.mark.full
 def test_inverses_are_compared_at_equal_error(result):
     ours, papers, once, fewest = result.timings
     assert ours.reconstruction_error < 1e-6
@@ -40,6 +42,7 @@ def test_inverses_are_compared_at_equal_error(result):
     assert papers.seconds > 3 * ours.seconds
 
 
+@pytest.mark.full
 def test_one_flow_classifies_is_certified_and_samples(result):
     hybrid = result.hybrid
     assert hybrid.guaranteed
@@ -50,6 +53,7 @@ def test_one_flow_classifies_is_certified_and_samples(result):
     assert result.samples.isfinite().all()
 
 
+@pytest.mark.full
 def test_writes_a_report_that_needs_no_other_file(result, tmp_path):
     write_results(result, tmp_path)
     page = write_report(result, tmp_path).read_text(encoding="utf-8")
