@@ -92,8 +92,11 @@ def test_a_flow_from_training_to_samples(run, tmp_path):
     text, _ = run("train", "flow.toml", "--data", "mnist", "--out", "run", "--json")
     assert json.loads(text)["evaluation"]["bits_per_dim"] > 0
     run("sample", "run", "--count", 5, "--out", "samples.npy", "--temperature", 0.5)
-    assert np.load(tmp_path / "samples.npy").shape == (4, 1, 28, 28)
-    run("sample", "run", "--count", 4, "--out", "samples.png")
+    assert np.load(tmp_path / "samples.npy").shape == (5, 1, 28, 28)
+    run("sample", "run", "--count", 5, "--out", "samples.png")
+    from PIL import Image
+
+    assert Image.open(tmp_path / "samples.png").size == (3 * 29, 2 * 29)
     run("interpolate", "run", "--data", "mnist", "--rows", 1, "--steps", 3, "--out", "between.npy")
     assert np.load(tmp_path / "between.npy").shape == (3, 1, 28, 28)
 
@@ -117,6 +120,7 @@ def test_tensorboard(run, tmp_path):
     [
         (("train", "mnist-smal", "--out", "run"), "unknown configuration 'mnist-smal': did you mean 'mnist-small'"),
         (("train", "tiny.toml", "--out", "run", "--set", "epoch=3"), "unknown setting 'epoch': did you mean 'epochs'"),
+        (("train", "tiny.toml", "--out", "run", "--set", "actnorm=1", "--data", "mnist"), "actnorm must be true or"),
         (("train", "tiny.toml", "--out", "run", "--set", "epochs"), "--set takes key=value, got 'epochs'"),
         (("train", "tiny.toml", "--out", "run"), "data/MNIST/raw/train-images-idx3-ubyte"),
         (("train", "tiny.toml", "--out", "run", "--data", "nowhere"), "nowhere"),
@@ -137,11 +141,22 @@ def test_the_place_of_a_named_set_comes_first(run, tmp_path):
     assert "proven" in run("train", "ten.toml", "--data", "all", "--out", "run")[0]
 
 
+def test_an_interrupt_says_how_to_go_on(run, monkeypatch):
+    from iresnet_fast.training import InterruptedRunError
+
+    def interrupted(*args, **kwargs):
+        raise InterruptedRunError("stopped, and saved")
+
+    monkeypatch.setattr("iresnet_fast.cli.runs.train_network", interrupted)
+    assert "stopped, and saved" in run("train", "tiny.toml", "--data", "mnist", "--out", "run", expect=130)[1]
+
+
 def test_settings_are_split():
     model, training = split_settings(
-        {"kind": "flow", "in_shape": [2], "training": {"lr": 0.1}}, ["fc_blocks=3", "optimizer=adamw", "prior=learned"]
+        {"kind": "flow", "in_shape": [2], "training": {"lr": 0.1}},
+        ["fc_blocks=3", "optimizer=adamw", "prior=learned", "actnorm=False"],
     )
-    assert model == {"kind": "flow", "in_shape": [2], "fc_blocks": 3, "prior": "learned"}
+    assert model == {"kind": "flow", "in_shape": [2], "fc_blocks": 3, "prior": "learned", "actnorm": False}
     assert (training.lr, training.optimizer) == (0.1, "adamw")
     with pytest.raises(ValueError, match="unknown setting 'lrr': did you mean 'lr'. of training"):
         split_settings({"kind": "flow", "training": {"lrr": 0.1}}, [])

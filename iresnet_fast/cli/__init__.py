@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ..training import DivergedError, InterruptedRunError
+from ..solvers import NotConvergedError
+from ..training import DivergedError
 from . import demo, doctor, runs  # noqa: F401  (they register their commands)
 from .application import app
 
@@ -15,9 +16,7 @@ def main() -> None:
         app()
     except ModuleNotFoundError as error:
         sys.exit(f"iresnet-fast: {error}")
-    except InterruptedRunError as error:
-        sys.exit(f"iresnet-fast: {error}")
     except OSError as error:
         sys.exit(f"iresnet-fast: {error.strerror}: {error.filename}" if error.strerror else f"iresnet-fast: {error}")
-    except (ValueError, DivergedError) as error:
+    except (ValueError, DivergedError, NotConvergedError) as error:
         sys.exit(f"iresnet-fast: {error}")

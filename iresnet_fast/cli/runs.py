@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tomllib
 from dataclasses import fields
@@ -19,7 +20,7 @@ from ..data import ImageSplit, MissingDataError, load
 from ..data.load import NAMED
 from ..models import IResNetFlow, Model, read_config
 from ..models.configuration import nearest
-from ..training import TrainingConfig
+from ..training import InterruptedRunError, TrainingConfig
 from ..training import train as train_network
 from ..training.evaluate import Evaluation
 from ..training.evaluate import evaluate as evaluate_model
@@ -73,16 +74,20 @@ def train(
         def on_evaluation(step: int, evaluation: Evaluation) -> None:
             console.print(f"step {step}: {_summary(evaluation)}", highlight=False)
 
-        result = train_network(
-            model,
-            training,
-            images,
-            out,
-            resume=resume,
-            tensorboard=tensorboard,
-            on_step=on_step,
-            on_evaluation=on_evaluation,
-        )
+        try:
+            result = train_network(
+                model,
+                training,
+                images,
+                out,
+                resume=resume,
+                tensorboard=tensorboard,
+                on_step=on_step,
+                on_evaluation=on_evaluation,
+            )
+        except InterruptedRunError as error:
+            err.print(f"iresnet-fast: {error}", highlight=False, markup=False, soft_wrap=True)
+            raise typer.Exit(130) from None
     if as_json and not console.quiet:
         typer.echo((out / "result.json").read_text(encoding="utf-8"))
     verdict = "proven" if result.certificate.guaranteed else "not proven"
@@ -147,9 +152,11 @@ def sample(
     flow = _flow(run, best)
     generator = torch.Generator().manual_seed(seed)
     x = flow.sample(count, temperature=temperature, generator=generator)
-    rows = max(1, round(count**0.5))
-    x = x[: count - count % rows]
-    _write(_shown(flow, x.view(rows, -1, *x.shape[1:])), out)
+    columns = math.ceil(count**0.5)
+    rows = math.ceil(count / columns) if out.suffix != ".npy" else 1
+    missing = rows * columns - count if out.suffix != ".npy" else 0
+    x = torch.cat([_shown(flow, x), torch.ones(missing, *x.shape[1:])])  # the last row of a picture ends in white
+    _write(x.view(rows, -1, *x.shape[1:]), out)
 
 
 @app.command(epilog="**Examples:**\n\n`iresnet-fast interpolate run --data path/to/mnist --out between.png`")
@@ -200,8 +207,9 @@ def _config_type(settings: dict[str, Any]) -> Any:
 
 def _value(text: str) -> Any:
     """As TOML reads it; what it cannot read is text."""
-    if text.lower() == "none":
-        return None
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:

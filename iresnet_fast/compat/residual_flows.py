@@ -20,6 +20,7 @@ class iResBlock(nn.Module):  # noqa: N801  (the name that is replaced)
     Args:
         nnet: the branch.
         geom_p: probability to stop after each term beyond the exact ones. None: by the branch's Lipschitz constant.
+        lamb: accepted, and without effect: it is that of a Poisson distribution.
         n_power_series: so many terms, biased; None for the unbiased estimate.
         exact_trace: as ``brute_force``.
         brute_force: the exact log-determinant.
@@ -48,9 +49,9 @@ class iResBlock(nn.Module):  # noqa: N801  (the name that is replaced)
         grad_in_forward: bool = False,
     ) -> None:
         super().__init__()
-        if n_dist != "geometric" or lamb is not None:
+        if n_dist != "geometric":
             raise ValueError(
-                f"n_dist={n_dist!r}, lamb={lamb!r}: a Poisson number of terms has no finite variance for every branch "
+                f"n_dist={n_dist!r}: a Poisson number of terms has no finite variance for every branch "
                 "of a Lipschitz constant. Remedy: n_dist='geometric'"
             )
         estimator: Estimator

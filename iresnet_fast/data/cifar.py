@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -69,8 +69,9 @@ def _read(folder: Path, files: tuple[str, ...], layout: _Layout) -> tuple[Tensor
         if not path.is_file():
             raise MissingDataError(f"{layout.folder}'s {name}", [path])
         content = _unpickle(path)
-        pixels, numbers = content.get(b"data"), content.get(layout.labels_key)
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or numbers is None:
+        stored, numbers = content.get(b"data"), content.get(layout.labels_key)
+        pixels = stored.array if isinstance(stored, _Array) else None
+        if pixels is None or pixels.ndim != 2 or not isinstance(numbers, list):
             raise ValueError(f"{path} has no images and labels of CIFAR's kind. Remedy: fetch it again")
         if pixels.shape != (len(numbers), 3 * 32 * 32):
             raise ValueError(f"{path} has images of shape {pixels.shape} and {len(numbers)} labels")
@@ -83,28 +84,57 @@ def _unpickle(path: Path) -> dict[bytes, Any]:
     try:
         with path.open("rb") as file:
             content = _ArraysOnly(file, encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, ValueError, ImportError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} cannot be read: {error}. Remedy: fetch it again, from where you trust it") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict")
     return content
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Refuses every object but NumPy arrays: a pickle can otherwise run any code."""
+class _Array:
+    """What stands for a NumPy array in a pickle: bytes and a shape. NumPy's own types trust what they are given."""
 
-    _ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("_codecs", "encode"),
-        }
-    )
+    def __init__(self, *_: Any) -> None:
+        self.array: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, content = state
+        if not isinstance(kind, _Bytes) or not isinstance(content, bytes) or fortran:
+            raise pickle.UnpicklingError("its arrays are not plain arrays of bytes")
+        self.array = np.frombuffer(content, np.uint8).reshape([int(size) for size in shape])
+
+
+class _Bytes:
+    """What stands for the type uint8."""
+
+    def __init__(self, code: str | bytes, *_: Any) -> None:
+        if code not in ("u1", b"u1", "|u1", b"|u1"):
+            raise pickle.UnpicklingError(f"its arrays are of type {code!r}, not of bytes")
+
+    def __setstate__(self, state: Any) -> None:
+        """Its byte order and the like, which bytes have not."""
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How Python 3 pickles bytes for Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"its bytes are encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Makes arrays of bytes, and refuses every other object: a pickle can otherwise run any code."""
+
+    _KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Bytes,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("_codecs", "encode"): _encode,
+    }
 
     def find_class(self, module: str, name: str) -> Any:
-        """A type by its name, where it is harmless."""
-        if (module, name) not in self._ALLOWED:
+        """What stands for a type or function of that name here, where it is harmless."""
+        if (module, name) not in self._KNOWN:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a set of images does not need")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return self._KNOWN[module, name]

@@ -23,6 +23,7 @@ from .configuration import (
     build_config,
     check_choices,
     check_counts,
+    check_flags,
     check_numbers,
     check_stages,
     freeze_sequences,
@@ -83,7 +84,8 @@ class ClassifierConfig:
         if not self.blocks:
             raise ValueError("blocks needs one entry per stage, got none")
         check_counts(self, n_classes=2, n_power_iterations=1)
-        check_numbers(self, "coeff")
+        check_numbers(self, "coeff", "dropout")
+        check_flags(self, "actnorm", "batch_norm", "squeeze_input")
         check_choices(self, {"head": _HEADS, "squeeze_order": SQUEEZE_ORDERS})
         check_stages(self, halvings=len(self.blocks) - 1 + self.squeeze_input)
 

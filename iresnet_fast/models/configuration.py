@@ -76,6 +76,13 @@ def check_counts(config: Any, **least: int) -> None:
             raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
 
 
+def check_flags(config: Any, *names: str) -> None:
+    """Raise where a setting is neither True nor False."""
+    for name in names:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} must be true or false, got {getattr(config, name)!r}")
+
+
 def check_numbers(config: Any, *names: str) -> None:
     """Raise where a setting is no number; None is one that is left out."""
     for name in names:

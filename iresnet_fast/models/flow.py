@@ -28,12 +28,14 @@ from ..nn import (
     frozen_state,
     fuse,
 )
+from ..nn.log_det import apply_with_log_det
 from ..nn.preprocessing import can_look
 from .configuration import (
     Source,
     build_config,
     check_choices,
     check_counts,
+    check_flags,
     check_numbers,
     check_stages,
     freeze_sequences,
@@ -123,6 +125,7 @@ class FlowConfig:
             )
         check_counts(self, fc_blocks=0, n_classes=0, n_terms=1, n_exact=0, n_levels=2, n_power_iterations=1)
         check_numbers(self, "coeff", "alpha")
+        check_flags(self, "actnorm", "factor_out", "squeeze_input")
         if not (self.blocks or self.fc_blocks):
             raise ValueError(f"a flow needs blocks or fc_blocks, got {self.blocks} and {self.fc_blocks}")
         if self.n_classes == 1:
@@ -224,7 +227,7 @@ class IResNetFlow(Pretrained):
             TypeError: integers, which have no density.
         """
         self._check_data(x)
-        z, log_det = self.trunk.estimate_log_det(x, estimator)
+        z, log_det = apply_with_log_det("trunk", self.trunk, x, estimator)
         log_prob = self.prior.log_prob(z) + log_det.value
         return FlowOutput(log_prob, z, log_det, None if self.head is None else self.head(z))
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 from torch import nn
 
 from ..certificate.certify import certify
+from ..nn import SpectralNorm
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -62,13 +63,20 @@ class Pretrained(nn.Module):
             license: of the weights, for the card.
 
         Raises:
-            ValueError: the network is in training mode, where its normalised weights are estimates.
+            ValueError: the network is in training mode, where its normalised weights are estimates; or has layers of
+                other Lipschitz coefficients than its configuration says, as weights of the official code have.
             OSError: a file cannot be written.
         """
         from safetensors.torch import save_file  # noqa: PLC0415  (an optional package)
 
         if self.training:
             raise ValueError("save_pretrained of a network in training mode. Remedy: model.eval() first")
+        for name, part in self.named_modules():
+            if isinstance(part, SpectralNorm) and part.coeff != self.config.coeff:
+                raise ValueError(
+                    f"{name} holds its layer to {part.coeff:.6g}, and the configuration says {self.config.coeff}: the "
+                    "folder would have another network. Remedy: keep what it was made from, as the official state dict"
+                )
         folder, kind = Path(folder), type(self).__name__
         folder.mkdir(parents=True, exist_ok=True)
         certificate = certify(self).to_markdown()

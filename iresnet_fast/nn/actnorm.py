@@ -67,6 +67,9 @@ class ActNorm(Bijection):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
+        if bool(self.initialized):  # the buffer was copied, as an average of models is made
+            self._ready = True
+            return
         if x.numel() == 0 or not bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"ActNorm cannot initialise from this batch (shape {tuple(x.shape)}): it is empty or not finite"

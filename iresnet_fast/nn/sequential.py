@@ -179,7 +179,7 @@ class _ReverseRun:
 
     def __init__(self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None) -> None:
         self._chain, self._options, self._progress = chain, options, progress
-        self._total = _count_blocks(chain)
+        self._total = sum(_count_blocks(part) for part in chain)
         self.results: list[InverseResult] = []
         self.error_bound = torch.empty(0)
 
@@ -213,7 +213,8 @@ class _ReverseRun:
         return torch.cat([kept, factored], 1)
 
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
-        x: Tensor = link.inverse(y)  # type: ignore[operator]
+        # Modules of ours take the options of an inverse; of others nothing is known.
+        x: Tensor = link.inverse(y, **(self._options if isinstance(link, Bijection) else {}))  # type: ignore[operator]
         growth: Tensor | float = math.nan
         if type(link) in _INVERSE_LIPSCHITZ and not obstacle(link, type(link)):
             growth = _INVERSE_LIPSCHITZ[type(link)](link)
@@ -251,8 +252,9 @@ _OPENED: dict[type[nn.Module], Callable[[_ReverseRun, Any, Tensor, str], Tensor]
 
 def _count_blocks(module: nn.Module) -> int:
     """Residual blocks of a chain and of the chains within, as often as they stand there."""
+    kind = next((kind for kind in _OPENED if isinstance(module, kind)), None)
+    if kind is None or has_own(module, "inverse", kind):
+        return 0
     if isinstance(module, InvertibleSequential):
         return sum(_count_blocks(part) for part in module)
-    if isinstance(module, Split):
-        return _count_blocks(module.rest)
-    return int(isinstance(module, InvertibleResidualBlock))
+    return _count_blocks(module.rest) if isinstance(module, Split) else 1

@@ -62,7 +62,7 @@ def hybrid_loss(
         raise ValueError(f"weights must not be negative, got {density_weight} and {class_weight}")
     dimensions = output.latents.shape[1]
     loss = -density_weight * output.log_prob.mean() / dimensions
-    if labels is None or not class_weight:
+    if labels is None:
         return loss
     if output.logits is None:
         raise ValueError("labels need a flow with a head. Remedy: n_classes in its configuration")

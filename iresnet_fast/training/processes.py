@@ -20,10 +20,11 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-        if started and not dist.is_initialized():
+        available = dist.is_available()
+        if available and not dist.is_initialized() and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        self.rank, self.count = (dist.get_rank(), dist.get_world_size()) if started else (0, 1)
+        several = available and dist.is_initialized()
+        self.rank, self.count = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
         self.first = self.rank == 0
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -34,6 +35,11 @@ class Processes:
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module whose backward averages gradients over all processes."""
         return model if self.count == 1 else nn.parallel.DistributedDataParallel(model)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.count > 1:
+            dist.barrier()
 
     def part_of(self, size: int) -> slice:
         """Which samples of a batch are this process's."""

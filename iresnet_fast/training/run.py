@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -92,6 +93,12 @@ def train(
         DivergedError: ten steps in a row were skipped.
         InterruptedRunError: Ctrl-C; the run is saved.
     """
+    if not find_spec("safetensors"):
+        raise ModuleNotFoundError(
+            "checkpoints need safetensors, which is not installed. Remedy: pip install 'iresnet_fast[train]'"
+        )
+    if tensorboard and not find_spec("tensorboard"):
+        raise ModuleNotFoundError("tensorboard is not installed. Remedy: pip install 'iresnet_fast[train]'")
     return _Run(settings, training, data, out, resume=resume, tensorboard=tensorboard).train(on_step, on_evaluation)
 
 
@@ -246,9 +253,9 @@ class _Run:
         torch.manual_seed(_seed(self._config.seed, step, -3))
         evaluation = evaluate(self._judged().eval(), self._data)
         self._log(step=step, **evaluation.to_dict())
-        best = self._state["best"]
-        if best is None or evaluation.score < best:
-            self._state["best"] = evaluation.score
+        best, score = self._state["best"], evaluation.score
+        if math.isfinite(score) and (best is None or score < best):
+            self._state["best"] = score
             self._save(BEST)
         return evaluation
 
@@ -270,7 +277,7 @@ class _Run:
                 "evaluation": evaluation.to_dict(),
                 "certificate": certificate.to_dict(),
             }
-            (self._out / RESULT).write_text(json.dumps(document, indent=1), encoding="utf-8")
+            (self._out / RESULT).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
         return result
 
     def _open_folder(self, network: dict[str, Any], resume: bool) -> None:
@@ -288,9 +295,13 @@ class _Run:
                 f"the run in {self._out} has other settings: {_first_difference(before, json.loads(text))}. Remedy: "
                 "those of the run, or another folder"
             )
-        if self._processes.first:
+        self._processes.wait()  # all have looked before one writes
+        if self._processes.first and not path.is_file():
             self._out.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            beside = path.with_name(f".{path.name}")
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
+        self._processes.wait()
         if resume and last.is_file():
             found = checkpoints.read(last)
             checkpoints.restore(found, self._model, self._optimizer, self._average)
@@ -308,7 +319,8 @@ class _Run:
     def _log(self, **entry: Any) -> None:
         if self._processes.first:
             with (self._out / LOG).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**entry, "seconds": round(self._state["seconds"], 3)}) + "\n")
+                line = {name: _json_number(value) for name, value in entry.items()}
+                file.write(json.dumps({**line, "seconds": round(self._state["seconds"], 3)}, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in entry.items():
                 if name != "step" and value is not None:
@@ -345,15 +357,18 @@ def _stop_after_step() -> Iterator[list[int]]:
 
 
 def _open_board(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an optional package)
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("tensorboard is not installed. Remedy: pip install tensorboard") from None
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an optional package)
+
     return SummaryWriter(str(out / "tensorboard"))
 
 
+def _json_number(value: Any) -> Any:
+    """None in place of what JSON has no number for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _seed(seed: int, index: int, stream: int) -> int:
-    return (seed * _STRIDE + index) * _STRIDE + stream + 16
+    return ((seed * _STRIDE + index) * _STRIDE + stream + 16) % 2**63
 
 
 def _check_data(model: Model, data: ImageSplit, batch_size: int, processes: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.configuration import check_choices, check_counts, check_numbers, freeze_sequences
+from ..models.configuration import check_choices, check_counts, check_flags, check_numbers, freeze_sequences
 
 OPTIMIZERS = ("sgd", "adamax", "adamw")
 SCHEDULES = ("onecycle", "cosine", "milestones", "constant")
@@ -91,9 +91,7 @@ class TrainingConfig:
         for name in ("momentum", "average"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
-        for name in ("flip", "compile", "channels_last", "enforce"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        check_flags(self, "flip", "compile", "channels_last", "enforce")
         if self.schedule == "milestones" and not self.milestones:
             raise ValueError("schedule='milestones' needs milestones, the epochs at which the rate falls")
 

@@ -1,5 +1,6 @@
 """Data sets from files, by name or by path."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -103,6 +104,28 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"it asks for (posix|nt).mkdir, which a set of images does not need"):
             load_cifar("cifar10", tmp_path)
     assert not trap.exists()
+
+
+@pytest.mark.parametrize("array", [np.array([{}, 1]), np.zeros((2, 3072)), np.zeros((2, 3072), ">u2")])
+def test_arrays_of_anything_but_bytes_are_refused(tmp_path, array):
+    """NumPy's own types would take pointers from the file."""
+    write_cifar10(tmp_path)
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": array, b"labels": [0, 0]}, protocol=2))
+    with pytest.raises(ValueError, match="its arrays are (of type|not plain)"):
+        load_cifar("cifar10", tmp_path)
+
+
+def test_damaged_bytes_are_an_error_and_no_crash(tmp_path):
+    write_cifar10(tmp_path, count=1)
+    path = tmp_path / "data_batch_1"
+    whole = path.read_bytes()
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[draw.integers(250)] = draw.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(ValueError):
+            load_cifar("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,13 @@ def test_autocast_keeps_log_det_in_float32():
     torch.testing.assert_close(output.log_prob, flow(x, Exact()).log_prob, rtol=0.05, atol=5)
 
 
+def test_hooks_on_the_trunk_are_not_passed_over():
+    flow = planar()
+    flow.trunk.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(RuntimeError, match=r"module trunk \(InvertibleSequential\) has forward hooks"):
+        flow(torch.randn(2, 2))
+
+
 def test_parameters_are_all_used():
     flow = of_images(n_classes=2, prior="learned").train()
     output = flow(torch.rand(4, 1, 8, 8))

@@ -36,6 +36,13 @@ def test_flows_come_back(tmp_path):
     assert found.sample(3).shape == (3, 2)
 
 
+def test_other_coefficients_than_the_configuration_says(tmp_path):
+    model = small_classifier()
+    irf.nn.find_spectral_norm(model.trunk[1].g[0]).coeff = 0.97
+    with pytest.raises(ValueError, match=r"holds its layer to 0.97, and the configuration says 0.9: .* Remedy: keep"):
+        model.save_pretrained(tmp_path)
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no config.json and no model.safetensors. Remedy"):
         IResNetFlow.from_pretrained(tmp_path)

@@ -220,6 +220,32 @@ def test_methods_and_hooks_of_their_own_are_respected_and_not_certified():
         )
 
 
+def test_options_reach_bijections_with_an_inverse_of_their_own():
+    seen = []
+
+    class Mine(irf.nn.InvertibleResidualBlock):
+        def inverse(self, y, **options):
+            seen.append(options)
+            return super().inverse(y, **options)
+
+    model = chain(Mine(LipschitzMLP(3)), block(LipschitzMLP(3))).eval()
+    steps = []
+    model.inverse(torch.randn(4, 3), tol=1e-3, progress=lambda *step: steps.append(step[:2]))
+    assert seen == [{"tol": 1e-3}]
+    assert steps == [(1, 1)]
+
+
+def test_an_average_of_models_keeps_what_actnorm_learned():
+    """Its copy has the buffer, and not the flag beside it."""
+    layer = ActNorm(2)
+    average = torch.optim.swa_utils.AveragedModel(layer)
+    layer.train()(torch.randn(50, 2))
+    average.update_parameters(layer)
+    before = state_of(average.module)
+    average.module.train()(100 * torch.randn(50, 2))
+    assert same_state(average.module, before)
+
+
 def test_a_module_that_stands_twice_counts_twice():
     layer = actnorm(3)
     x = torch.randn(4, 3)

@@ -148,6 +148,8 @@ def test_hybrid_loss_is_its_definition():
     known = labels >= 0
     expected = 0.5 * F.cross_entropy(output.logits[known], labels[known]) - 2 * output.log_prob.mean() / 2
     torch.testing.assert_close(hybrid_loss(output, labels, density_weight=2.0, class_weight=0.5), expected)
+    hybrid_loss(flow(x), labels, class_weight=0.0).backward()
+    assert all(parameter.grad is not None for parameter in flow.parameters())  # as data-parallel training needs
     none = torch.full((6,), UNLABELLED)
     torch.testing.assert_close(hybrid_loss(output, none), hybrid_loss(output))
 

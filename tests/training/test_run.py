@@ -263,6 +263,33 @@ def test_rates():
     assert (falling[29], falling[30], falling[60]) == pytest.approx((1, 0.2, 0.04))
 
 
+def test_flows_of_truncated_series_are_evaluated_with_their_proof(tmp_path):
+    result = run(
+        {**FLOW, "estimator": "series"}, settings(epochs=2, lr=1e-3, optimizer="adamw"), few(), tmp_path / "run"
+    )
+    assert result.evaluation.bits_per_dim > 0
+
+
+def test_large_seeds_and_json_without_infinities(tmp_path):
+    """Twenty test images are one batch, which has no standard error."""
+
+    def refuse(text):
+        raise AssertionError(text)
+
+    run(FLOW, settings(epochs=1, lr=1e-3, optimizer="adamw", seed=2**62), few(), tmp_path / "run")
+    for text in (tmp_path / "run" / "log.jsonl").read_text().splitlines():
+        json.loads(text, parse_constant=refuse)
+    json.loads((tmp_path / "run" / "result.json").read_text(), parse_constant=refuse)
+
+
+def test_packages_that_are_missing_are_named_before_anything_is_written(tmp_path, monkeypatch):
+    for name, options in (("safetensors", {}), ("tensorboard", {"tensorboard": True})):
+        monkeypatch.setattr("iresnet_fast.training.run.find_spec", lambda wanted, name=name: wanted != name)
+        with pytest.raises(ModuleNotFoundError, match=rf"{name}.* Remedy: pip install 'iresnet_fast\[train\]'"):
+            run(CLASSIFIER, settings(), few(), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.full
 def test_compiled_training(tmp_path):
     result = run(CLASSIFIER, settings(epochs=1, compile=True, certify_every=0), few(), tmp_path / "run")
@@ -278,7 +305,7 @@ sys.path.insert(0, {root!r})
 from tests.training.test_run import CLASSIFIER, few, settings
 from iresnet_fast.training import train as run
 torch.set_num_threads(1)
-run(CLASSIFIER, settings(**{changes!r}), few(), Path(sys.argv[1]), resume=True)
+run(CLASSIFIER, settings(**{changes!r}), few(), Path(sys.argv[1]), resume=sys.argv[2:] == ["resume"])
 print("ended")
 """
 
@@ -297,7 +324,7 @@ def test_ten_kills_at_random_moments(tmp_path):
     draw = random.Random(0)
     killed = 0
     while killed < 10:
-        process = subprocess.Popen([sys.executable, script, tmp_path / "parts"], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, script, tmp_path / "parts", "resume"], stdout=subprocess.DEVNULL)
         log = tmp_path / "parts" / "last.safetensors"
         changed = log.stat().st_mtime_ns if log.exists() else 0
         deadline = time.monotonic() + 100
@@ -311,7 +338,7 @@ def test_ten_kills_at_random_moments(tmp_path):
         process.kill()
         process.wait()
         killed += 1
-    subprocess.run([sys.executable, script, tmp_path / "parts"], check=True, timeout=200)
+    subprocess.run([sys.executable, script, tmp_path / "parts", "resume"], check=True, timeout=200)
     assert killed == 10
     assert same(tensors(tmp_path / "whole" / "last.safetensors"), tensors(tmp_path / "parts" / "last.safetensors"))
 
