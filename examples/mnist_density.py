@@ -40,9 +40,9 @@ def train(flow, images, minutes, batch_size, lr, seed):
 
 
 def draw(samples, images, reconstructions, path):
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
     rows = {"samples": samples, "test images": images, "their reconstructions": reconstructions}
-    for axis, (title, shown) in zip(figure.subplots(3, 1), rows.items(), strict=True):
+    for axis, (title, shown) in zip(figure.subplots(3, 1, height_ratios=(2, 1, 1)), rows.items(), strict=True):
         grid = shown[:SHOWN].clamp(0, 1).view(2 if title == "samples" else 1, -1, 28, 28)
         axis.imshow(grid.permute(0, 2, 1, 3).reshape(grid.shape[0] * 28, -1).numpy(), cmap="gray")
         axis.set_title(title)
