@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..certificate import certify as certify_model
-from ..data import ImageSplit, MissingDataError, load
+from ..data import ImageSplit, load
 from ..data.load import NAMED
 from ..models import IResNetFlow, Model, read_config
 from ..models.configuration import nearest
@@ -220,10 +220,7 @@ def _load(name: str, place: str | None) -> ImageSplit:
     """A set by its name, in the place that was given, if any; or whatever is in that place."""
     if place is None:
         return load(name)
-    try:
-        return load(name if name in NAMED else place, place)
-    except MissingDataError:
-        return load(place)
+    return load(name, place) if name in NAMED and Path(place).is_dir() else load(Path(place))
 
 
 def _images(run: Path, place: str | None) -> ImageSplit:

@@ -48,15 +48,38 @@ class Residual(NormFlow):
         net: the branch.
         reverse: whether x + net(x) is the way from data to latents, as usual; else from latents to data.
         reduce_memory: memory that does not grow with the number of terms.
-        **options: as for :class:`iresnet_fast.compat.residual_flows.iResBlock`.
+        geom_p: this and the others as for :class:`iresnet_fast.compat.residual_flows.iResBlock`.
+        lamb: as there.
+        n_power_series: as there.
+        exact_trace: as there.
+        brute_force: as there.
+        n_samples: as there.
+        n_exact_terms: as there.
+        n_dist: as there.
 
     Example:
         >>> branch = irf.nn.LipschitzMLP(2)
         >>> flows = [irf.compat.normflows.Residual(branch)]  # normflows.NormalizingFlow(base, flows) takes them
     """
 
-    def __init__(self, net: nn.Module, reverse: bool = True, reduce_memory: bool = True, **options: Any) -> None:
-        super().__init__(iResBlock(net, neumann_grad=reduce_memory, **options).block)
+    def __init__(
+        self,
+        net: nn.Module,
+        reverse: bool = True,
+        reduce_memory: bool = True,
+        geom_p: float | None = None,
+        lamb: float | None = None,
+        n_power_series: int | None = None,
+        exact_trace: bool = False,
+        brute_force: bool = False,
+        n_samples: int = 1,
+        n_exact_terms: int = 2,
+        n_dist: str = "geometric",
+    ) -> None:
+        block = iResBlock(
+            net, geom_p, lamb, n_power_series, exact_trace, brute_force, n_samples, n_exact_terms, n_dist, reduce_memory
+        )
+        super().__init__(block.block)
         self.reverse = reverse
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

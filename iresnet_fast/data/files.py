@@ -39,7 +39,7 @@ def load_image_folders(folder: str | Path) -> ImageSplit:
         found = next((folder / name for name in names if (folder / name).is_dir()), None)
         if found is None:
             raise MissingDataError(f"the folder of {part} images", [folder / name for name in names])
-        classes = sorted(entry for entry in found.iterdir() if entry.is_dir())
+        classes = sorted(entry for entry in found.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         parts[part] = {
             entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in _SUFFIXES)
             for entry in classes
@@ -47,6 +47,8 @@ def load_image_folders(folder: str | Path) -> ImageSplit:
         if not any(parts[part].values()):
             raise ValueError(f"{found} has no images in folders of their classes, as {found}/cat/1.png")
     names = tuple(parts["train"])
+    if empty := [name for name in names if not parts["train"][name]]:
+        raise ValueError(f"the training images have classes without an image: {', '.join(empty)}")
     if unknown := sorted(set(parts["test"]) - set(names)):
         raise ValueError(f"the test images have classes that the training images have not: {', '.join(unknown)}")
     both = []
@@ -100,6 +102,9 @@ def load_arrays(path: str | Path) -> ImageSplit:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if missing := [name for name in _ARRAYS if name not in arrays]:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
+    for part in ("train", "test"):
+        if arrays[f"{part}_labels"].dtype.kind not in "iu":
+            raise ValueError(f"{path} has {part} labels of {arrays[f'{part}_labels'].dtype}; integers are needed")
     both = [
         (_to_images(arrays[f"{part}_images"], path), torch.as_tensor(arrays[f"{part}_labels"].astype(np.int64)))
         for part in ("train", "test")
@@ -143,7 +148,10 @@ def _read_tables(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
             if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), bytes):
                 raise ValueError(f"{path} has images that are no structs with the bytes of an image file")
             images.append(entry["bytes"])
-        labels += table.column(label).to_pylist()
+        found = table.column(label).to_pylist()
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in found):
+            raise ValueError(f"{path} has labels that are no integers in its column {label}")
+        labels += found
     return _decode(images), torch.tensor(labels, dtype=torch.int64)
 
 
@@ -154,11 +162,14 @@ def _decode(sources: Sequence[Path | bytes]) -> Tensor:
     for source in sources:
         try:
             with image_module.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                gray = image.mode in ("L", "1")
+                mode, gray = image.mode, image.mode in ("L", "1")
                 decoded.append(np.asarray(image.convert("L" if gray else "RGB")))
-        except OSError as error:
-            where = "an image" if isinstance(source, bytes) else str(source)
-            raise ValueError(f"{where} cannot be read: {error}") from error
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{_named(source)} cannot be read: {error}") from error
+        if mode in ("I", "F") or mode.startswith("I;16"):
+            raise ValueError(
+                f"{_named(source)} has pixels of more than 8 bits (mode {mode}). Remedy: convert it to 8 bits"
+            )
     color = any(array.ndim == 3 for array in decoded)
     arrays = [np.stack([array] * 3, -1) if color and array.ndim == 2 else array for array in decoded]
     sizes = sorted({array.shape[:2] for array in arrays})
@@ -166,6 +177,10 @@ def _decode(sources: Sequence[Path | bytes]) -> Tensor:
         raise ValueError(f"images have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}. Remedy: scale them to one")
     images = torch.from_numpy(np.stack(arrays))
     return images.permute(0, 3, 1, 2).contiguous() if color else images.unsqueeze(1)
+
+
+def _named(source: Path | bytes) -> str:
+    return "an image" if isinstance(source, bytes) else str(source)
 
 
 def _require(module: str, package: str) -> Any:

@@ -36,6 +36,8 @@ class ImageSplit:
                     f"{part} images must be (N, C, H, W) and labels (N,) of int64, got {tuple(images.shape)} and "
                     f"{tuple(labels.shape)} of {labels.dtype}"
                 )
+            if len(labels) and int(labels.min()) < 0:
+                raise ValueError(f"{part} labels must not be negative, got {int(labels.min())}, as of hidden labels")
         if self.train_images.shape[1:] != self.test_images.shape[1:]:
             raise ValueError(
                 f"training images are {tuple(self.train_images.shape[1:])}, test images "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,6 +58,9 @@ def build_config(kind: type[_Config], config: Source, overrides: Mapping[str, An
     for key in settings:
         if key not in known:
             raise ValueError(f"unknown setting {key!r}{nearest(key, known)} of a {kind.__name__}")
+    needed = [item.name for item in fields(kind) if item.default is MISSING]  # type: ignore[arg-type]
+    if missing := [name for name in needed if name not in settings]:
+        raise ValueError(f"a {kind.__name__} needs {', '.join(missing)}")
     return kind(**settings)
 
 

@@ -99,7 +99,9 @@ def train(
         )
     if tensorboard and not find_spec("tensorboard"):
         raise ModuleNotFoundError("tensorboard is not installed. Remedy: pip install 'iresnet_fast[train]'")
-    return _Run(settings, training, data, out, resume=resume, tensorboard=tensorboard).train(on_step, on_evaluation)
+    # torch's generators are afterwards what they were before.
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        return _Run(settings, training, data, out, resume=resume, tensorboard=tensorboard).train(on_step, on_evaluation)
 
 
 class _Run:

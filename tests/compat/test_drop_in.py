@@ -57,6 +57,8 @@ def test_settings_become_estimators():
         ({"exact_trace": True}, Exact()),
     ):
         assert iResBlock(g, **options).block.estimator == expected
+    assert adapters.Residual(g, True, True, 0.1).bijection.estimator == NeumannGradient(RussianRoulette(2, 0.9))
+    assert iResBlock(g, lamb=2.0).block.estimator == NeumannGradient(RussianRoulette())
     with pytest.raises(ValueError, match="no finite variance for every branch .* Remedy: n_dist='geometric'"):
         iResBlock(g, n_dist="poisson")
 

@@ -173,6 +173,16 @@ def test_bad_image_folders(tmp_path):
     (tmp_path / "damaged" / "train" / "a" / "0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"0.png cannot be read"):
         load(tmp_path / "damaged")
+    write_folders(tmp_path / "deep")
+    Image.fromarray(np.zeros((5, 7), np.uint16)).save(tmp_path / "deep" / "train" / "a" / "0.png")
+    with pytest.raises(ValueError, match=r"more than 8 bits \(mode I;16\). Remedy: convert"):
+        load(tmp_path / "deep")
+    write_folders(tmp_path / "hidden")
+    (tmp_path / "hidden" / "train" / ".ipynb_checkpoints").mkdir()
+    assert load(tmp_path / "hidden").class_names == ("a", "b")
+    (tmp_path / "hidden" / "train" / "none").mkdir()
+    with pytest.raises(ValueError, match="classes without an image: none"):
+        load(tmp_path / "hidden")
     for part in ("train", "test"):
         (tmp_path / "empty" / part).mkdir(parents=True)
     with pytest.raises(ValueError, match="has no images in folders of their classes"):
@@ -213,6 +223,8 @@ def test_arrays(tmp_path, shape, expected):
     [
         ({"test_labels": None}, "lacks test_labels"),
         ({"train_images": np.zeros((4, 6, 6))}, r"images of shape \(4, 6, 6\) and type float64; uint8"),
+        ({"train_labels": np.zeros(4)}, "train labels of float64; integers are needed"),
+        ({"test_labels": np.array([0, -1])}, "test labels must not be negative, got -1, as of hidden labels"),
         ({"train_labels": np.zeros(3, int)}, r"labels \(N,\) of int64, got \(4, 1, 6, 6\) and \(3,\)"),
         ({"train_labels": np.array([{}, 1, 2, 3], dtype=object)}, "cannot be read: .*allow_pickle=False"),
         ({"test_images": pixels(0, 2, (5, 6))}, r"training images are \(1, 6, 6\), test images \(1, 5, 6\)"),
@@ -254,6 +266,18 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     assert len(load("mnist").train_images) == 5
     with pytest.raises(ValueError, match="name must be one of 'cifar10', 'cifar100', got 'cifar'"):
         load_cifar("cifar", tmp_path)
+
+
+def test_a_named_set_is_never_another_one(tmp_path):
+    write_cifar10(tmp_path / "cifar-10-batches-py")
+    with pytest.raises(MissingDataError, match="cifar-100-python"):
+        load("cifar100", tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_4").unlink()
+    for source in (("cifar10", tmp_path), (tmp_path,)):
+        with pytest.raises(MissingDataError, match="cifar-10-batches-py's data_batch_4 is not there"):
+            load(*source)
+    write_parquet(tmp_path / "hub")
+    assert len(load("cifar10", tmp_path / "hub").train_images) == 3
 
 
 def test_digits_by_name():

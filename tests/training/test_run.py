@@ -116,6 +116,14 @@ def test_what_a_run_leaves(tmp_path):
     assert "Guaranteed inverse: yes" in (tmp_path / "run" / "certificate.md").read_text()
 
 
+def test_leaves_the_generators_of_others_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    run(CLASSIFIER, settings(epochs=1), few(), tmp_path / "run")
+    assert torch.equal(torch.randn(3), expected)
+
+
 def test_it_learns(tmp_path):
     data = load_digits()
     result = run(
