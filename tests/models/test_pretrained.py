@@ -9,6 +9,8 @@ import iresnet_fast as irf
 from iresnet_fast.models import IResNetClassifier, IResNetFlow
 from tests.helpers import saturated, small_classifier
 
+pytest.importorskip("safetensors")
+
 
 def test_classifiers_come_back(tmp_path):
     model = small_classifier(inject=3)
