@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: the seed, the device, and memory that shows when it is read uninitialised."""
 
 import os
+import sys
 
 import pytest
 
@@ -39,3 +40,11 @@ def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before(request):
+    """What one test compiled, or gave up to compile, is nothing to the next."""
+    yield
+    if request.node.get_closest_marker("full") and (dynamo := sys.modules.get("torch._dynamo")):
+        dynamo.reset()
