@@ -27,7 +27,7 @@ def run(name, *arguments):
 
 
 def test_density2d(tmp_path):
-    printed = run("density2d", "--density", "moons", "--minutes", 0.01, "--batch-size", 16, "--out", tmp_path)
+    printed = run("density2d", "--density", "moons", "--steps", 20, "--batch-size", 16, "--out", tmp_path)
     assert "invertible, proven: True" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"moons.png", "moons-depth.png", "moons.pt"}
 

@@ -167,7 +167,7 @@ def _sample_provider(name: str, model: nn.Module) -> Provider:
 
         def ours(z: Tensor) -> Tensor:
             with torch.no_grad():
-                return flow.inverse(z, tol=1e-3)
+                return flow.inverse(z, tol=_SAMPLE_ERROR)
 
         return Provider(name, ours, _SAMPLE_ERROR, result=lambda x: flow.features(x).detach())
 

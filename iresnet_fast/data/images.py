@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,6 +53,14 @@ class ImageSplit:
         return 1 + max(
             (int(labels.max()) for labels in (self.train_labels, self.test_labels) if len(labels)), default=0
         )
+
+    def checksum(self) -> str:
+        """Of all images and labels, in hexadecimal: other data has another."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
 
     def centered(self) -> ImageSplit:
         """The same with images of float32 in [−½, ½], as classifiers take them."""

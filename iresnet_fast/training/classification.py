@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .stepping import Stepper
+
 
 def fit_classifier(
     model: nn.Module,
@@ -24,6 +26,8 @@ def fit_classifier(
 ) -> None:
     """Train by AdamW with a one-cycle learning rate and gradient clipping; changes model in place.
 
+    A step whose loss or gradient is not finite is skipped; ten in a row end the training.
+
     Args:
         model: images (B, C, H, W) to logits (B, n_classes).
         images: (N, C, H, W), of floating point.
@@ -33,11 +37,11 @@ def fit_classifier(
         lr: highest learning rate.
         weight_decay: of AdamW.
         seed: of the order.
-        on_epoch: called with the epoch (from 1) and its mean loss.
+        on_epoch: called with the epoch (from 1) and the mean loss of its steps.
 
     Raises:
         ValueError: no images, labels of another number, or fewer than one epoch.
-        RuntimeError: the loss is not finite.
+        DivergedError: ten steps in a row were skipped, or all of them.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(f"need as many labels as images, and some: got {len(images)} images, {len(labels)} labels")
@@ -46,23 +50,19 @@ def fit_classifier(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     steps = epochs * math.ceil(len(images) / batch_size)
+    stepper = Stepper(model, optimizer, clip=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     model.train()
     for epoch in range(1, epochs + 1):
         total = 0.0
         for batch in torch.randperm(len(images), generator=generator, device="cpu").split(batch_size):
-            logits = model(images[batch])
-            loss = F.cross_entropy(logits, labels[batch])
-            if not math.isfinite(loss.item()):
-                raise RuntimeError(f"the loss became {loss.item()} in epoch {epoch}. Remedy: a smaller lr than {lr}")
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(batch)
+            before = stepper.taken
+            total += len(batch) * stepper.step(F.cross_entropy(model(images[batch]), labels[batch]))
+            if stepper.taken > before:
+                schedule.step()
         if on_epoch is not None:
             on_epoch(epoch, total / len(images))
+    stepper.conclude()
 
 
 @torch.no_grad()

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from ..data import dequantize
 from ..estimators import Estimator
 from ..models import FlowOutput, IResNetFlow
+from .stepping import Stepper
 
 UNLABELLED = -1
-# So many steps without a finite loss and gradient in a row, and training is over.
-HOPELESS = 10
-
-
-class DivergedError(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that was not finite."""
 
 
 @dataclass
@@ -121,7 +113,7 @@ def fit_flow(
 
     Raises:
         ValueError: no data, labels of another number, no steps, an iterable that ends at once.
-        DivergedError: ten steps in a row were skipped.
+        DivergedError: ten steps in a row were skipped, or all of them.
     """
     if steps < 1 or batch_size < 1:
         raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
@@ -132,17 +124,15 @@ def fit_flow(
     if not isinstance(data, Tensor) and labels is not None:
         raise ValueError("labels belong to data that is a tensor; a function draws none, an iterable has its own")
     device = next(model.parameters()).device
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
-    averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
-    report, in_a_row = FitReport(0, 0, []), 0
+    stepper = Stepper(model, optimizer, clip=clip, average=average or 0.0)
+    losses: list[float] = []
 
     def loss_of(x: Tensor, y: Tensor | None) -> Tensor:
         return hybrid_loss(model(x, estimator), y, density_weight=density_weight, class_weight=class_weight)
 
     compiled = torch.compile(loss_of) if compile else loss_of
-    untrained: dict[str, Tensor] | None = copy.deepcopy(model.state_dict())
     model.train()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -152,35 +142,19 @@ def fit_flow(
             x, y = x.to(device), None if y is None else y.to(device)
             x = x if x.is_floating_point() else dequantize(x, model.config.n_levels)
             # The first step initialises what depends on data, which is no code to compile.
-            loss = (loss_of if untrained is not None else compiled)(x, y)
-            optimizer.zero_grad()
-            loss.backward()
-            size = nn.utils.clip_grad_norm_(parameters, clip).item()
-            value = loss.item()
-            if math.isfinite(value) and math.isfinite(size):
-                optimizer.step()
+            before = stepper.taken
+            value = stepper.step((compiled if before else loss_of)(x, y))
+            if stepper.taken > before:
                 schedule.step()
-                report.steps, in_a_row, untrained = report.steps + 1, 0, None
-                report.losses.append(value)
-                if averaged is not None:
-                    averaged.update_parameters(model)
-            else:
-                report.skipped, in_a_row = report.skipped + 1, in_a_row + 1
-                if untrained is not None:
-                    model.load_state_dict(untrained)
-                if in_a_row == HOPELESS:
-                    raise DivergedError(
-                        f"{in_a_row} steps in a row had a loss ({value}) or a gradient (norm {size}) that is not "
-                        f"finite, the last of them step {step}. Remedy: a smaller lr than {lr}, or data without "
-                        "extreme values"
-                    )
+                losses.append(value)
             if on_step is not None:
                 on_step(step, value)
-    if averaged is not None and report.steps:
+    stepper.conclude()
+    if stepper.average is not None:
         with torch.no_grad():  # evaluation fits the power iterations' vectors to the weights that changed here
-            for parameter, mean in zip(parameters, averaged.module.parameters(), strict=True):
+            for parameter, mean in zip(model.parameters(), stepper.average.module.parameters(), strict=True):
                 parameter.copy_(mean)
-    return report
+    return FitReport(stepper.taken, stepper.skipped, losses)
 
 
 def _batches(

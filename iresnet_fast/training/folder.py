@@ -15,7 +15,7 @@ _AVERAGED = "module."
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a run: ``model`` and ``training``.
+    """The settings of a run: ``model`` and ``training``, and what ``data`` it has.
 
     Raises:
         FileNotFoundError: the folder is not that of a run.

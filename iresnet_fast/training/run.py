@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import signal
@@ -18,18 +17,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..certificate import Certificate, certify, enforce
 from ..data import ImageSplit, dequantize
 from ..data.augment import augment
 from ..models import IResNetFlow, Model, build_model, config_of
 from . import checkpoint as checkpoints
-from .density import HOPELESS, DivergedError, hybrid_loss
+from .density import hybrid_loss
 from .evaluate import Evaluation, evaluate
 from .folder import BEST, CERTIFICATE, CONFIG, LAST, LOG, RESULT, read_settings
 from .processes import Processes
 from .settings import TrainingConfig, make_optimizer, rate_at
+from .stepping import Stepper
 
 _LOG_EVERY = 20
 # Seeds of different steps, epochs and processes are this far apart.
@@ -123,15 +122,11 @@ class _Run:
         _check_data(self._model, data, training.batch_size, self._processes.count)
         if training.channels_last:
             self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._average = (
-            AveragedModel(self._model, multi_avg_fn=get_ema_multi_avg_fn(training.average))
-            if training.average
-            else None
-        )
         self._optimizer = make_optimizer(training, self._model.parameters())
+        self._stepper = Stepper(self._model, self._optimizer, clip=training.clip, average=training.average)
         self._steps_per_epoch = max(1, len(data.train_images) // training.batch_size)
         self._total = training.epochs * self._steps_per_epoch
-        self._state: dict[str, Any] = {"step": 0, "steps": 0, "skipped": 0, "in_a_row": 0, "seconds": 0.0, "best": None}
+        self._state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None}
         self._images, self._labels = data.train_images.to(self._device), data.train_labels.to(self._device)
         self._order: tuple[int, Tensor] | None = None
         self._open_folder(config_of(self._model), resume)
@@ -152,7 +147,7 @@ class _Run:
                 step = state["step"]
                 self._model.train()
                 # The first step initialises what depends on data, which is no code to compile.
-                loss = self._step(network, loss_of if state["steps"] else self._loss)
+                loss = self._step(network, loss_of if self._stepper.taken else self._loss)
                 state["step"] = step = step + 1
                 state["seconds"] = time.perf_counter() - started
                 if on_step is not None:
@@ -179,34 +174,14 @@ class _Run:
         return self._conclude(evaluation)
 
     def _step(self, network: nn.Module, loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> float:
-        """One step of the optimiser, or none where loss or gradient is not finite; returns the loss."""
-        config, state = self._config, self._state
-        images, labels = self._batch(state["step"])
-        torch.manual_seed(_seed(config.seed, state["step"], self._processes.rank))
+        """One step of the optimiser; returns the loss."""
+        step = self._state["step"]
+        images, labels = self._batch(step)
+        torch.manual_seed(_seed(self._config.seed, step, self._processes.rank))
         x = self._prepared(images)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate_at(config, state["step"], self._steps_per_epoch)
-        self._optimizer.zero_grad()
-        loss = loss_of(network, x, labels)
-        loss.backward()
-        size = nn.utils.clip_grad_norm_(self._model.parameters(), config.clip or math.inf)
-        value, norm = loss.item(), float(size)
-        if self._processes.any(not (math.isfinite(value) and math.isfinite(norm))):
-            state["skipped"], state["in_a_row"] = state["skipped"] + 1, state["in_a_row"] + 1
-            if not state["steps"]:
-                self._model.load_state_dict(self._untrained)  # without what it initialised from this batch
-            if state["in_a_row"] == HOPELESS:
-                raise DivergedError(
-                    f"{HOPELESS} steps in a row had a loss ({value}) or a gradient (norm {norm}) that is not finite, "
-                    f"the last of them step {state['step'] + 1}. Remedy: a smaller lr than {config.lr}, or clip=1"
-                )
-            return value
-        self._optimizer.step()
-        state["steps"], state["in_a_row"] = state["steps"] + 1, 0
-        self._untrained.clear()
-        if self._average is not None:
-            self._average.update_parameters(self._model)
-        return value
+            group["lr"] = rate_at(self._config, step, self._steps_per_epoch)
+        return self._stepper.step(loss_of(network, x, labels), self._processes.any)
 
     def _prepared(self, images: Tensor) -> Tensor:
         """Integers as the network takes them: dequantised, or centred."""
@@ -241,7 +216,8 @@ class _Run:
 
     def _judged(self) -> Model:
         """The network that is evaluated: the average, where there is one."""
-        return self._model if self._average is None else self._average.module  # type: ignore[return-value]
+        average = self._stepper.average
+        return self._model if average is None else average.module  # type: ignore[return-value]
 
     def _certify(self) -> Certificate:
         model = self._judged().eval()
@@ -265,8 +241,8 @@ class _Run:
         certificate = certify(self._judged().eval())
         if evaluation is None:  # resumed after its last step
             evaluation = self._evaluate(self._total)
-        state = self._state
-        result = RunResult(state["steps"], state["skipped"], evaluation, certificate, state["seconds"])
+        stepper = self._stepper
+        result = RunResult(stepper.taken, stepper.skipped, evaluation, certificate, self._state["seconds"])
         if self._processes.first:
             document = {
                 "steps": result.steps,
@@ -283,7 +259,9 @@ class _Run:
         return result
 
     def _open_folder(self, network: dict[str, Any], resume: bool) -> None:
-        document = {"model": network, "training": asdict(self._config)}
+        sizes = {"train_images": len(self._data.train_images), "test_images": len(self._data.test_images)}
+        data = {**sizes, "checksum": self._data.checksum()}
+        document = {"model": network, "training": asdict(self._config), "data": data}
         path, last = self._out / CONFIG, self._out / LAST
         if self._out.exists() and not self._out.is_dir():
             raise FileExistsError(f"{self._out} is a file. Remedy: another folder")
@@ -306,9 +284,9 @@ class _Run:
         self._processes.wait()
         if resume and last.is_file():
             found = checkpoints.read(last)
-            checkpoints.restore(found, self._model, self._optimizer, self._average)
-            self._state.update(found.state)
-        self._untrained = {} if self._state["steps"] else copy.deepcopy(self._model.state_dict())
+            checkpoints.restore(found, self._model, self._optimizer, self._stepper.average)
+            self._stepper.load(found.state)
+            self._state = {name: found.state[name] for name in self._state}
         self._trim_log()
 
     def _trim_log(self) -> None:
@@ -331,7 +309,8 @@ class _Run:
 
     def _save(self, name: str) -> None:
         if self._processes.first:
-            taken = checkpoints.take(self._model, self._optimizer, self._average, self._state)
+            state = {**self._state, **self._stepper.counts}
+            taken = checkpoints.take(self._model, self._optimizer, self._stepper.average, state)
             checkpoints.save(taken, self._out / name)
 
 
@@ -395,9 +374,9 @@ def _check_data(model: Model, data: ImageSplit, batch_size: int, processes: int)
 
 
 def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    for part in ("model", "training"):
-        for key in {**before.get(part, {}), **now[part]}:
-            old, new = before.get(part, {}).get(key), now[part].get(key)
+    for part, settings in now.items():
+        for key in {**before.get(part, {}), **settings}:
+            old, new = before.get(part, {}).get(key), settings.get(key)
             if old != new:
-                return f"{key} was {old!r}, and now is {new!r}"
+                return f"{key} of the {part} was {old!r}, and now is {new!r}"
     return "it was written by another version"

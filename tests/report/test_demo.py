@@ -11,7 +11,7 @@ from iresnet_fast.data import load_digits
 from iresnet_fast.report.convergence import block_convergence
 from iresnet_fast.report.demo import relative_errors, run_demo, write_results
 from iresnet_fast.report.page import write_report
-from iresnet_fast.training import classification_error, fit_classifier
+from iresnet_fast.training import DivergedError, classification_error, fit_classifier
 from tests.helpers import small_classifier
 
 
@@ -110,5 +110,8 @@ def test_training_bad_input():
         fit_classifier(model, torch.empty(0, 1, 8, 8), torch.empty(0), epochs=1)
     with pytest.raises(ValueError, match="epochs"):
         fit_classifier(model, torch.ones(1, 1, 8, 8), torch.ones(1), epochs=0)
-    with pytest.raises(RuntimeError, match="loss became nan"):
-        fit_classifier(model, torch.full((4, 1, 8, 8), float("nan")), torch.zeros(4, dtype=torch.int64), epochs=1)
+    nothing = torch.full((4, 1, 8, 8), float("nan")), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(DivergedError, match="none of 1 steps had a finite loss and gradient. Remedy: a smaller lr"):
+        fit_classifier(model, *nothing, epochs=1)
+    with pytest.raises(DivergedError, match=r"10 steps in a row had a loss \(nan\)"):
+        fit_classifier(model, *nothing, epochs=11)

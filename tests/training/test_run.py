@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -164,11 +165,14 @@ def test_folders_are_not_overwritten(tmp_path):
     before = tensors(tmp_path / "run" / "last.safetensors")
     with pytest.raises(FileExistsError, match="is not empty. Remedy: --resume"):
         run(CLASSIFIER, training, data, tmp_path / "run")
-    with pytest.raises(ValueError, match="has other settings: lr was 0.05, and now is 0.1. Remedy: those of the run"):
+    with pytest.raises(ValueError, match="other settings: lr of the training was 0.05, and now is 0.1. Remedy: those"):
         run(CLASSIFIER, settings(epochs=1, lr=0.1), data, tmp_path / "run", resume=True)
-    with pytest.raises(ValueError, match="has other settings: hidden was"):
+    with pytest.raises(ValueError, match="has other settings: hidden of the model was"):
         run({**CLASSIFIER, "hidden": (8, 8)}, training, data, tmp_path / "run", resume=True)
     assert same(tensors(tmp_path / "run" / "last.safetensors"), before)
+    other = replace(data, train_images=data.train_images.flip(3))
+    with pytest.raises(ValueError, match="has other settings: checksum of the data was"):
+        run(CLASSIFIER, training, other, tmp_path / "run", resume=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="is a file"):
         run(CLASSIFIER, training, data, tmp_path / "file")

@@ -1,0 +1,93 @@
+"""Steps of an optimiser that a loss or a gradient that is not finite cannot spoil."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+# So many steps without a finite loss and gradient in a row, and training is over.
+_HOPELESS = 10
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that was not finite."""
+
+
+class Stepper:
+    """Takes the steps of an optimiser; one whose loss or gradient is not finite it skips and counts.
+
+    Until the first step is taken, a skipped one also takes back what the network initialised from its data.
+
+    Args:
+        model: the network, whose parameters the optimiser has.
+        optimizer: of any kind.
+        clip: largest norm of the gradient; 0 for any.
+        average: decay of an exponential moving average of the parameters; 0 for none.
+
+    Attributes:
+        taken: steps of the optimiser.
+        skipped: steps that were not taken.
+        average: the averaged network, where there is one.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, clip: float = 0.0, average: float = 0.0) -> None:
+        self._model, self._optimizer, self._clip = model, optimizer, clip
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
+        self.load({"steps": 0, "skipped": 0, "in_a_row": 0})
+        optimizer.zero_grad()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What :meth:`load` takes."""
+        return {"steps": self.taken, "skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load(self, counts: Mapping[str, int]) -> None:
+        """Go on from where another was, with the network as it is now."""
+        self.taken, self.skipped, self._in_a_row = (counts[name] for name in ("steps", "skipped", "in_a_row"))
+        self._untrained = None if self.taken else copy.deepcopy(self._model.state_dict())
+
+    def step(self, loss: Tensor, lost_anywhere: Callable[[bool], bool] = bool) -> float:
+        """Differentiate the loss and take the step, or skip it; returns the loss.
+
+        Args:
+            loss: a scalar.
+            lost_anywhere: whether any process lost its step, from whether this one did: then all skip it.
+
+        Raises:
+            DivergedError: ten steps in a row were skipped.
+        """
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._clip or math.inf).item()
+        value = loss.item()
+        if lost_anywhere(not (math.isfinite(value) and math.isfinite(norm))):
+            self._skip(value, norm)
+        else:
+            self._optimizer.step()
+            self.taken, self._in_a_row, self._untrained = self.taken + 1, 0, None
+            if self.average is not None:
+                self.average.update_parameters(self._model)
+        self._optimizer.zero_grad()
+        return value
+
+    def _skip(self, value: float, norm: float) -> None:
+        self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        if self._untrained is not None:
+            self._model.load_state_dict(self._untrained)
+        if self._in_a_row == _HOPELESS:
+            raise DivergedError(
+                f"{_HOPELESS} steps in a row had a loss ({value}) or a gradient (norm {norm}) that is not finite, the "
+                f"last of them step {self.taken + self.skipped}. {self._remedy()}"
+            )
+
+    def conclude(self) -> None:
+        """Raise :class:`DivergedError` where no step at all was taken."""
+        if not self.taken:
+            raise DivergedError(f"none of {self.skipped} steps had a finite loss and gradient. {self._remedy()}")
+
+    def _remedy(self) -> str:
+        return f"Remedy: a smaller lr than {self._optimizer.defaults['lr']}, clip=1, or data without extreme values"
