@@ -11,6 +11,7 @@ PACKAGE = ROOT / "iresnet_fast"
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"reproduce"},
     {"report"},
     {"scale", "training"},
     {"compat", "distributions"},

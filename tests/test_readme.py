@@ -6,6 +6,7 @@ import importlib
 import io
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ MODULES = [
     "document",
     [
         "README.md",
+        "docs/coming-from.md",
         "docs/density.md",
         "docs/inverting.md",
         "docs/normalisation.md",
@@ -47,6 +49,11 @@ def test_files_that_the_documents_name_exist():
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_results_page_is_what_the_result_files_say():
+    written = runpy.run_path(str(ROOT / "docs" / "write_results.py"))["page"]()
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == written
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,38 +9,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ..models import ClassifierConfig, IResNetClassifier
+from ..models import ClassifierConfig, FlowConfig, IResNetClassifier, IResNetFlow, Model
 from ..nn import ActNorm, Bottleneck, InvertibleResidualBlock, find_spectral_norm, spectral_norm
 from ..ops import conv_norm_bound
 
 # The official normalisation divides by max(1, σ/c), and in convolutions of more than one tap by this much more.
 _ADDED = 1e-5
-_SETTINGS = tuple(
-    "in_shape nBlocks nStrides nChannels nClasses init_ds inj_pad coeff nonlin actnorm n_power_iter".split()  # noqa: SIM905
-)
+_SETTINGS = "in_shape nBlocks nStrides nChannels inj_pad coeff nonlin actnorm n_power_iter"
+_CLASSIFIER_SETTINGS = f"{_SETTINGS} init_ds nClasses".split()
+_FLOW_SETTINGS = f"{_SETTINGS} init_squeeze learn_prior numSeriesTerms".split()
 # Activations that are the same function here.
 _ACTIVATIONS = ("elu", "relu")
 
 
-def load(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, exact: bool = True) -> IResNetClassifier:
-    """The classifier ``conv_iResNet`` of the official code, with its weights.
+def load(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, exact: bool = True) -> Model:
+    """A network of the official code with its weights: the classifier ``conv_iResNet``, or a multi-scale flow.
 
-    The official code normalises by a power iteration that has not converged, and stage by stage at the input size of
-    the stage before, so its layers may exceed ``coeff``. Loaded exactly, such a layer keeps its weight, and the proven
-    bound of its norm becomes its coefficient: the numbers agree with the official code's, and ``irf.certify`` shows
-    what holds of them. Those coefficients are not in the state dict, nor in the network's ``config``: to keep such a
-    network, keep the official state dict.
+    The official code normalises by a power iteration that has not converged, and in the classifier stage by stage at
+    the input size of the stage before, so its layers may exceed ``coeff``. Loaded exactly, such a layer keeps its
+    weight, and the proven bound of its norm becomes its coefficient: the numbers agree with the official code's, and
+    ``irf.certify`` shows what holds of them. Those coefficients are not in the state dict, nor in the network's
+    ``config``: to keep such a network, keep the official state dict.
+
+    The flow, ``multiscale_conv_iResNet``, takes dequantised data in [0, 1] here, and centres it itself; its latents are
+    the official ones, one after the other. A head that it may carry is left out: it takes no part in the density.
 
     Args:
         state_dict: as the official code saves it, with or without the prefix of ``DataParallel``.
         config: the arguments that the network was constructed with, by their official names: ``in_shape``,
-            ``nBlocks``, ``nStrides``, ``nChannels``, ``nClasses``, ``init_ds``, ``inj_pad``, ``coeff``, ``nonlin``,
-            ``actnorm``, ``n_power_iter``. Others are ignored.
+            ``nBlocks``, ``nStrides``, ``nChannels``, ``inj_pad``, ``coeff``, ``nonlin``, ``actnorm``, ``n_power_iter``;
+            of the classifier ``init_ds`` and ``nClasses``; of the flow ``init_squeeze``, ``learn_prior`` and
+            ``numSeriesTerms``. Others are ignored.
         exact: keep the weights as the official code uses them. False: let our normalisation hold every layer to
             ``coeff``, which changes the function a little.
 
     Returns:
-        The network, in evaluation mode.
+        An :class:`IResNetClassifier` or an :class:`IResNetFlow`, in evaluation mode.
 
     Raises:
         ValueError: settings that this network has no counterpart of, or a state dict that does not belong to them;
@@ -51,78 +55,150 @@ def load(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, exact: 
         state = safetensors.torch.load_file("iresnet37_mnist.safetensors")
         model = irf.compat.official.load(state, json.loads(Path("iresnet37_mnist.json").read_text()))
     """
-    state = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    model = IResNetClassifier(_classifier_config(config, constrained=any("weight_orig" in name for name in state)))
-    unused = {name for name in state if not name.startswith("prior_") and not name.endswith("num_batches_tracked")}
+    state = _State(state_dict)
     with torch.no_grad():
-        blocks = [part for part in model.trunk if isinstance(part, InvertibleResidualBlock)]
-        actnorms = [part for part in model.trunk if isinstance(part, ActNorm)]
-        for index, block in enumerate(blocks):
-            source = _Source(state, f"stack.{index}", unused)
-            if actnorms:
-                _load_actnorm(actnorms[index], source)
-            _load_branch(block, source, model.config.coeff, exact)
-        head = _Source(state, "", unused)
-        norm, linear = model.head[0], model.head[-1]
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            head.copy(f"bn1.{name}", getattr(norm, name))
-        for name in ("weight", "bias"):
-            head.copy(f"logits.{name}", getattr(linear, name))
-    if unused:
-        raise ValueError(
-            f"the state dict has {len(unused)} tensors that a network of this config has no place for, as "
-            f"{sorted(unused)[0]!r}. Remedy: pass the arguments that the network was constructed with"
-        )
+        model = _load_flow(state, config, exact) if state.is_multiscale else _load_classifier(state, config, exact)
+    state.check_used_up()
     return model.eval()
 
 
-def _classifier_config(config: Mapping[str, Any], *, constrained: bool) -> ClassifierConfig:
-    missing = [name for name in _SETTINGS if name not in config]
-    if missing:
-        raise ValueError(f"config lacks {', '.join(missing)}: the arguments that the network was constructed with")
-    strides, init_ds = list(config["nStrides"]), config["init_ds"]
-    if strides != [1] + [2] * (len(strides) - 1):
-        raise ValueError(
-            f"nStrides={strides} has no counterpart here: the first stage keeps the size, the others halve"
-        )
-    if config["in_shape"][-1] != config["in_shape"][-2]:
-        raise ValueError(f"in_shape={config['in_shape']} has no counterpart here: images must be square")
-    if init_ds not in (1, 2):
-        raise ValueError(f"init_ds={init_ds} has no counterpart here: 1 or 2")
-    if config["nonlin"] not in _ACTIVATIONS:
-        raise ValueError(f"nonlin={config['nonlin']!r} has no counterpart here: {' or '.join(_ACTIVATIONS)}")
+def _load_classifier(state: _State, config: Mapping[str, Any], exact: bool) -> IResNetClassifier:
+    _check_config(config, _CLASSIFIER_SETTINGS)
+    if config["nStrides"][0] != 1:
+        raise ValueError(f"nStrides={config['nStrides']} has no counterpart here: the first stage keeps the size")
+    if config["init_ds"] not in (1, 2):
+        raise ValueError(f"init_ds={config['init_ds']} has no counterpart here: 1 or 2")
     if config.get("density_estimation", False):
         raise ValueError("density_estimation=True has no counterpart here: it drops the head of the classifier")
-    return ClassifierConfig(
+    settings = ClassifierConfig(
         in_shape=config["in_shape"],
         n_classes=config["nClasses"],
         blocks=config["nBlocks"],
         hidden=config["nChannels"],
-        squeeze_input=init_ds == 2,
+        squeeze_input=config["init_ds"] == 2,
         squeeze_order="position",
         inject=config["inj_pad"],
-        coeff=config["coeff"] if constrained else None,
+        coeff=config["coeff"] if state.is_constrained else None,
         activation=config["nonlin"],
         actnorm=config["actnorm"],
         head="pooled",
         n_power_iterations=config["n_power_iter"],
     )
+    model = IResNetClassifier(settings)
+    _load_trunk(model, state, [f"stack.{index}" for index in range(sum(settings.blocks))], exact)
+    head = _Source(state, "")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        head.copy(f"bn1.{name}", getattr(model.head[0], name))
+    for name in ("weight", "bias"):
+        head.copy(f"logits.{name}", getattr(model.head[-1], name))
+    state.leave_out("prior_")
+    return model
+
+
+def _load_flow(state: _State, config: Mapping[str, Any], exact: bool) -> IResNetFlow:
+    _check_config(config, _FLOW_SETTINGS)
+    squeezes = bool(config["init_squeeze"]) + (config["nStrides"][0] == 2)
+    if squeezes == 2:
+        raise ValueError(
+            "init_squeeze=True and nStrides[0]=2 have no counterpart here: at most one squeeze at the start"
+        )
+    if config["inj_pad"]:
+        raise ValueError(
+            f"inj_pad={config['inj_pad']} has no counterpart here: data with added channels has no density"
+        )
+    if not config.get("density_estimation", True):
+        raise ValueError(
+            "density_estimation=False has no counterpart here: such a network classifies the latents of its last scale"
+        )
+    if not state.is_constrained:
+        raise ValueError("the state dict has no weight_orig: a flow without Lipschitz constraint is none")
+    learned = bool(config["learn_prior"])
+    settings = FlowConfig(
+        in_shape=config["in_shape"],
+        blocks=config["nBlocks"],
+        hidden=config["nChannels"],
+        coeff=config["coeff"],
+        activation=config["nonlin"],
+        actnorm=config["actnorm"],
+        keep="last",
+        squeeze_input=squeezes == 1,
+        squeeze_order="position",
+        preprocessing="center",
+        prior="learned" if learned else "standard",
+        estimator="series",
+        n_terms=config["numSeriesTerms"],
+        n_power_iterations=config["n_power_iter"],
+    )
+    model = IResNetFlow(settings)
+    scales = enumerate(settings.blocks)
+    _load_trunk(model, state, [f"stack.{scale}.stack.{index}" for scale, n in scales for index in range(n)], exact)
+    if learned:
+        _Source(state, "").copy("prior_mu", model.prior.mean)
+        _Source(state, "").copy("prior_logstd", model.prior.log_scale)
+    state.leave_out("prior_", "bn1.", "logits.")
+    return model
+
+
+def _check_config(config: Mapping[str, Any], needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in config]
+    if missing:
+        raise ValueError(f"config lacks {', '.join(missing)}: the arguments that the network was constructed with")
+    strides = list(config["nStrides"])
+    if any(stride != 2 for stride in strides[1:]) or strides[:1] not in ([1], [2]):
+        raise ValueError(f"nStrides={strides} has no counterpart here: every stage but the first halves the image")
+    if config["in_shape"][-1] != config["in_shape"][-2]:
+        raise ValueError(f"in_shape={config['in_shape']} has no counterpart here: images must be square")
+    if config["nonlin"] not in _ACTIVATIONS:
+        raise ValueError(f"nonlin={config['nonlin']!r} has no counterpart here: {' or '.join(_ACTIVATIONS)}")
+
+
+def _load_trunk(model: Model, state: _State, names: Sequence[str], exact: bool) -> None:
+    """The blocks in the order of the forward, by their official names."""
+    blocks = [part for part in model.trunk.modules() if isinstance(part, InvertibleResidualBlock)]
+    actnorms = [part for part in model.trunk.modules() if isinstance(part, ActNorm)]
+    for index, (block, name) in enumerate(zip(blocks, names, strict=True)):
+        source = _Source(state, name)
+        if actnorms:
+            _load_actnorm(actnorms[index], source)
+        _load_branch(block, source, model.config.coeff, exact)
+
+
+class _State:
+    """A state dict, of which is known what has been read."""
+
+    def __init__(self, state_dict: Mapping[str, Tensor]) -> None:
+        self._tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
+        self._unused = {name for name in self._tensors if not name.endswith("num_batches_tracked")}
+        self.is_constrained = any("weight_orig" in name for name in self._tensors)
+        self.is_multiscale = any(name.startswith("stack.0.stack.") for name in self._tensors)
+
+    def read(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise ValueError(
+                f"the state dict has no {name!r}. Remedy: pass the arguments that the network was constructed with"
+            )
+        self._unused.discard(name)
+        return self._tensors[name]
+
+    def leave_out(self, *prefixes: str) -> None:
+        self._unused = {name for name in self._unused if not name.startswith(prefixes)}
+
+    def check_used_up(self) -> None:
+        if self._unused:
+            raise ValueError(
+                f"the state dict has {len(self._unused)} tensors that a network of this config has no place for, as "
+                f"{sorted(self._unused)[0]!r}. Remedy: pass the arguments that the network was constructed with"
+            )
 
 
 class _Source:
-    """The part of a state dict under a prefix; what is read of it is no longer unused."""
+    """The part of a state dict under a prefix."""
 
-    def __init__(self, state: Mapping[str, Tensor], prefix: str, unused: set[str]) -> None:
-        self._state, self._prefix, self._unused = state, prefix, unused
+    def __init__(self, state: _State, prefix: str) -> None:
+        self._state, self._prefix = state, prefix
 
     def read(self, name: str) -> Tensor:
-        full = f"{self._prefix}.{name}".removeprefix(".")
-        if full not in self._state:
-            raise ValueError(
-                f"the state dict has no {full!r}. Remedy: pass the arguments that the network was constructed with"
-            )
-        self._unused.discard(full)
-        return self._state[full]
+        return self._state.read(f"{self._prefix}.{name}".removeprefix("."))
 
     def copy(self, name: str, target: Tensor) -> None:
         value = self.read(name)

@@ -3,7 +3,8 @@
 from .build import Model, build_model, config_of
 from .classifier import ClassifierConfig, IResNetClassifier
 from .configuration import read_config
-from .flow import BitsPerDim, FlowConfig, FlowOutput, IResNetFlow
+from .flow import BitsPerDim, FlowOutput, IResNetFlow
+from .flow_config import FlowConfig
 from .prior import NormalPrior
 
 __all__ = [

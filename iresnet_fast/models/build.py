@@ -7,7 +7,8 @@ from typing import Any
 
 from .classifier import ClassifierConfig, IResNetClassifier
 from .configuration import Source, build_config, nearest, read_config
-from .flow import FlowConfig, IResNetFlow
+from .flow import IResNetFlow
+from .flow_config import FlowConfig
 
 Model = IResNetClassifier | IResNetFlow
 

@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..data import dequantize
-from ..estimators import Estimator, Exact, LogDet, NeumannGradient, PowerSeries, RussianRoulette
-from ..nn import (
-    ActNorm,
-    Bijection,
-    Bottleneck,
-    Center,
-    ChainInverseResult,
-    Flatten,
-    InvertibleResidualBlock,
-    InvertibleSequential,
-    LipschitzMLP,
-    Logit,
-    Split,
-    Squeeze,
-    frozen_state,
-    fuse,
-)
+from ..estimators import Estimator, LogDet
+from ..nn import ActNorm, ChainInverseResult, frozen_state, fuse
 from ..nn.log_det import apply_with_log_det
 from ..nn.preprocessing import can_look
-from .configuration import (
-    Source,
-    build_config,
-    check_choices,
-    check_counts,
-    check_flags,
-    check_numbers,
-    check_stages,
-    freeze_sequences,
-)
+from .configuration import Source, build_config
+from .flow_config import FlowConfig
+from .flow_trunk import build_trunk
 from .pretrained import Pretrained
 from .prior import NormalPrior
 
@@ -47,97 +25,6 @@ from .prior import NormalPrior
 _TOLERANCE = 1e-4
 # Of types with a coarser grid, so many of its steps.
 _STEPS_OF_GRID = 4
-
-_PREPROCESSING: dict[str, Callable[[FlowConfig], list[nn.Module]]] = {
-    "none": lambda config: [],
-    "center": lambda config: [Center()],
-    "logit": lambda config: [Logit(config.alpha)],
-}
-_ESTIMATORS: dict[str, Callable[[FlowConfig], Estimator | None]] = {
-    "auto": lambda config: None,
-    "exact": lambda config: Exact(),
-    "series": lambda config: PowerSeries(config.n_terms),
-    "roulette": lambda config: RussianRoulette(config.n_exact),
-    "neumann": lambda config: NeumannGradient(RussianRoulette(config.n_exact)),
-}
-
-
-@dataclass(frozen=True)
-class FlowConfig:
-    """Everything that determines an :class:`IResNetFlow`.
-
-    Attributes:
-        in_shape: (C, H, W) of images, or (D,) of vectors.
-        blocks: convolutional residual blocks of each scale; every scale but the first starts with a
-            :class:`~iresnet_fast.nn.Squeeze`. Empty for vectors.
-        hidden: hidden channels of each scale's branches.
-        fc_blocks: fully connected residual blocks, on the latents that are left at the end; all there is for vectors.
-        fc_hidden: widths of the hidden layers of their branches.
-        coeff: Lipschitz coefficient of every layer.
-        activation: a name of :data:`iresnet_fast.nn.ACTIVATIONS`.
-        actnorm: whether an :class:`~iresnet_fast.nn.ActNorm` stands before every block.
-        factor_out: whether half of the channels are latents after each scale but the last.
-        squeeze_input: whether a squeeze stands before everything.
-        preprocessing: of data in [0, 1]: ``"logit"`` (data far outside is an error) or ``"center"``; or ``"none"``.
-        alpha: of :class:`~iresnet_fast.nn.Logit`.
-        n_levels: how many values the integers that images are made of can have; 256 for 8 bits.
-        prior: ``"standard"`` normal, or ``"learned"``: with a learned mean and scale for each latent.
-        estimator: of the blocks' log-determinants: ``"exact"``, ``"series"`` (truncated, biased), ``"roulette"``,
-            ``"neumann"``, or ``"auto"``: exact for up to 16 values per sample, else neumann.
-        n_terms: of ``"series"``.
-        n_exact: terms that ``"roulette"`` and ``"neumann"`` always take.
-        n_classes: of a linear head on the latents; 0 for none.
-        n_power_iterations: per training forward.
-    """
-
-    kind: ClassVar[str] = "flow"
-
-    in_shape: tuple[int, ...]
-    blocks: tuple[int, ...] = ()
-    hidden: tuple[int, ...] = ()
-    fc_blocks: int = 0
-    fc_hidden: tuple[int, ...] = (128, 128)
-    coeff: float = 0.9
-    activation: str = "lipswish"
-    actnorm: bool = True
-    factor_out: bool = True
-    squeeze_input: bool = False
-    preprocessing: str = "none"
-    alpha: float = 0.05
-    n_levels: int = 256
-    prior: str = "standard"
-    estimator: str = "auto"
-    n_terms: int = 10
-    n_exact: int = 2
-    n_classes: int = 0
-    n_power_iterations: int = 1
-
-    def __post_init__(self) -> None:
-        freeze_sequences(self, "in_shape", "blocks", "hidden", "fc_hidden")
-        if len(self.in_shape) not in (1, 3) or min(self.in_shape) < 1:
-            raise ValueError(f"in_shape must be (C, H, W) of images or (D,) of vectors, got {self.in_shape}")
-        if self.coeff is None:
-            raise ValueError("a flow needs branches that contract; coeff=None leaves them unconstrained")
-        if len(self.in_shape) == 1 and self.blocks:
-            raise ValueError(
-                f"blocks={self.blocks} are convolutional, and in_shape={self.in_shape} is that of vectors. Remedy: "
-                "blocks=() and fc_blocks"
-            )
-        check_counts(self, fc_blocks=0, n_classes=0, n_terms=1, n_exact=0, n_levels=2, n_power_iterations=1)
-        check_numbers(self, "coeff", "alpha")
-        check_flags(self, "actnorm", "factor_out", "squeeze_input")
-        if not (self.blocks or self.fc_blocks):
-            raise ValueError(f"a flow needs blocks or fc_blocks, got {self.blocks} and {self.fc_blocks}")
-        if self.n_classes == 1:
-            raise ValueError("n_classes must be 0 or at least 2, got 1")
-        choices = {"preprocessing": tuple(_PREPROCESSING), "estimator": tuple(_ESTIMATORS)}
-        check_choices(self, {**choices, "prior": ("standard", "learned")})
-        if self.factor_out and len(self.blocks) > 1 and self.in_shape[0] == 1 and not self.squeeze_input:
-            raise ValueError(
-                "factor_out needs at least two channels to split, and in_shape has one. Remedy: squeeze_input=True or "
-                "factor_out=False"
-            )
-        check_stages(self, halvings=max(0, len(self.blocks) - 1) + self.squeeze_input)
 
 
 class FlowOutput(NamedTuple):
@@ -196,8 +83,7 @@ class IResNetFlow(Pretrained):
             raise TypeError(f"config must be a FlowConfig, got {type(config).__name__}; from_config takes the others")
         self.config = config
         self.n_latents = math.prod(config.in_shape)
-        scales = _build_scale(config, 0, config.in_shape)
-        self.trunk = InvertibleSequential(*_PREPROCESSING[config.preprocessing](config), *scales)
+        self.trunk = build_trunk(config)
         self.prior = NormalPrior(self.n_latents, learned=config.prior == "learned")
         self.head = nn.Linear(self.n_latents, config.n_classes) if config.n_classes else None
         fuse(self)
@@ -418,49 +304,3 @@ class IResNetFlow(Pretrained):
 
 def _tolerance(tol: float | None, z: Tensor) -> float:
     return max(_TOLERANCE, _STEPS_OF_GRID * torch.finfo(z.dtype).eps) if tol is None else tol
-
-
-def _build_scale(config: FlowConfig, scale: int, shape: tuple[int, ...]) -> list[Bijection]:
-    """The modules from a scale on, to the latents as vectors."""
-    if scale == len(config.blocks):
-        return _build_end(config, shape)
-    parts: list[Bijection] = []
-    if scale or config.squeeze_input:
-        parts.append(Squeeze())
-        shape = (4 * shape[0], shape[1] // 2, shape[2] // 2)
-    for index in range(config.blocks[scale]):
-        branch = Bottleneck(
-            shape[0],
-            config.hidden[scale],
-            coeff=config.coeff,
-            input_size=shape[1:],
-            activation=config.activation,
-            preactivation=scale + index > 0,
-            n_power_iterations=config.n_power_iterations,
-        )
-        parts += _block(config, branch, shape[0])
-    if config.factor_out and scale + 1 < len(config.blocks):
-        kept = shape[0] - shape[0] // 2
-        rest = InvertibleSequential(*_build_scale(config, scale + 1, (kept, *shape[1:])))
-        return [*parts, Split(rest, shape)]
-    return parts + _build_scale(config, scale + 1, shape)
-
-
-def _build_end(config: FlowConfig, shape: tuple[int, ...]) -> list[Bijection]:
-    size = math.prod(shape)
-    parts: list[Bijection] = [Flatten(shape)] if len(shape) > 1 else []
-    for _ in range(config.fc_blocks):
-        branch = LipschitzMLP(
-            size,
-            config.fc_hidden,
-            coeff=config.coeff,
-            activation=config.activation,
-            n_power_iterations=config.n_power_iterations,
-        )
-        parts += _block(config, branch, size)
-    return parts
-
-
-def _block(config: FlowConfig, branch: nn.Module, channels: int) -> list[Bijection]:
-    block = InvertibleResidualBlock(branch, estimator=_ESTIMATORS[config.estimator](config))
-    return [ActNorm(channels), block] if config.actnorm else [block]

@@ -64,13 +64,18 @@ class Pretrained(nn.Module):
 
         Raises:
             ValueError: the network is in training mode, where its normalised weights are estimates; or has layers of
-                other Lipschitz coefficients than its configuration says, as weights of the official code have.
+                other Lipschitz coefficients than its configuration says, as weights of the official code have; or is of
+                several dtypes.
             OSError: a file cannot be written.
         """
         from safetensors.torch import save_file  # noqa: PLC0415  (an optional package)
 
         if self.training:
             raise ValueError("save_pretrained of a network in training mode. Remedy: model.eval() first")
+        if len(dtypes := {str(value.dtype) for value in self.parameters()}) > 1:
+            raise ValueError(
+                f"save_pretrained of a network of {' and '.join(sorted(dtypes))}. Remedy: model.to(a dtype)"
+            )
         for name, part in self.named_modules():
             if isinstance(part, SpectralNorm) and part.coeff != self.config.coeff:
                 raise ValueError(
@@ -92,7 +97,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """The network that :meth:`save_pretrained` kept, in evaluation mode; what its card says is not taken over.
+        """The network that :meth:`save_pretrained` kept, in evaluation mode; its card proves nothing here.
 
         Args:
             folder: of the network. Nothing is downloaded.
@@ -109,7 +114,9 @@ class Pretrained(nn.Module):
             raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}. Remedy: save_pretrained writes them")
         try:
             model = cls.from_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-            model.load_state_dict(load_file(folder / WEIGHTS))
+            state = load_file(folder / WEIGHTS)
+            model.to(next(value.dtype for value in state.values() if value.is_floating_point()))
+            model.load_state_dict(state)
         except (SafetensorError, json.JSONDecodeError, RuntimeError) as error:
             raise ValueError(f"the network in {folder} cannot be read: {error}") from error
         return model.eval()

@@ -210,7 +210,7 @@ class _ReverseRun:
         before = self.error_bound
         kept = self._module_inverse(split.rest, latents, f"{path}.rest")
         self.error_bound = torch.hypot(before, self.error_bound)
-        return torch.cat([kept, factored], 1)
+        return split.join(kept, factored)
 
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
         # Modules of ours take the options of an inverse; of others nothing is known.

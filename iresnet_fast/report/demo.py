@@ -17,13 +17,12 @@ from torch import Tensor
 from ..certificate import Certificate, certify, enforce
 from ..data import ImageSplit, load_digits
 from ..models import IResNetClassifier
-from ..nn import InvertibleResidualBlock, frozen_state
-from ..reference.fixed_point import fixed_iterations
+from ..nn import frozen_state
 from ..training import classification_error, fit_classifier
 from .convergence import BlockConvergence, block_convergence
 from .hybrid import BATCH_SIZE, HybridResult, run_hybrid
+from .inversion import PAPER_ITERATIONS, papers_inverse, relative_errors
 
-PAPER_ITERATIONS = 100
 # As many images as the papers time, and runs of each method.
 _TIMED_IMAGES, _TIMED_RUNS = 100, 3
 
@@ -207,24 +206,6 @@ def _measure(
         train_seconds=seconds,
     )
     return result, inverse.x
-
-
-def relative_errors(found: Tensor, images: Tensor) -> Tensor:
-    """‖x̂ − x‖/‖x‖ per image, the papers' normalised L2 error; NaN counts as infinite."""
-    difference = (found - images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
-    return difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
-
-
-@torch.no_grad()
-def papers_inverse(model: IResNetClassifier, z: Tensor, n_iterations: int) -> Tensor:
-    """Invert the trunk as the papers' code does: a fixed number of iterations per block, weights normalised in each."""
-    x = z
-    for module in reversed(model.trunk):
-        if isinstance(module, InvertibleResidualBlock):
-            x = fixed_iterations(module.g, x, n_iterations)
-        else:
-            x = module.inverse(x)
-    return x
 
 
 @torch.no_grad()

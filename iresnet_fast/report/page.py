@@ -6,8 +6,9 @@ import base64
 import importlib.util
 from pathlib import Path
 
-from .demo import DemoResult, relative_errors
+from .demo import DemoResult
 from .figures import draw_convergence, draw_norms, draw_reconstructions, draw_samples
+from .inversion import relative_errors
 
 
 def require_packages() -> None:

@@ -72,8 +72,8 @@ def train(
     """Train a network, evaluate and certify it, and keep everything in a folder.
 
     The folder has ``config.json`` (network and training), ``log.jsonl``, ``last.safetensors`` and ``best.safetensors``
-    (checkpoints: weights, optimiser and average), ``certificate.md`` and ``result.json``. With the same threads on a
-    CPU, a run that was stopped and resumed ends with the very weights of one that was not.
+    (checkpoints: weights, optimiser and average), ``certificate.md``, and ``result.json``: everything but the weights.
+    With the same threads on a CPU, a run that was stopped and resumed ends with the very weights of one that was not.
 
     Args:
         settings: of the network, as :func:`iresnet_fast.models.build_model` takes them.
@@ -126,7 +126,7 @@ class _Run:
         self._stepper = Stepper(self._model, self._optimizer, clip=training.clip, average=training.average)
         self._steps_per_epoch = max(1, len(data.train_images) // training.batch_size)
         self._total = training.epochs * self._steps_per_epoch
-        self._state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": None}
+        self._state: dict[str, Any] = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "best": None}
         self._images, self._labels = data.train_images.to(self._device), data.train_labels.to(self._device)
         self._order: tuple[int, Tensor] | None = None
         self._open_folder(config_of(self._model), resume)
@@ -141,7 +141,7 @@ class _Run:
         network = self._processes.wrap(self._model)
         loss_of = torch.compile(self._loss) if config.compile else self._loss
         evaluation: Evaluation | None = None
-        started = time.perf_counter() - state["seconds"]
+        started, cpu_started = time.perf_counter() - state["seconds"], time.process_time() - state["cpu_seconds"]
         with _stop_after_step() as asked:
             while state["step"] < self._total:
                 step = state["step"]
@@ -150,6 +150,7 @@ class _Run:
                 loss = self._step(network, loss_of if self._stepper.taken else self._loss)
                 state["step"] = step = step + 1
                 state["seconds"] = time.perf_counter() - started
+                state["cpu_seconds"] = time.process_time() - cpu_started
                 if on_step is not None:
                     on_step(step, self._total, loss)
                 if step % _LOG_EVERY == 0 or step == 1:
@@ -240,7 +241,7 @@ class _Run:
     def _conclude(self, evaluation: Evaluation | None) -> RunResult:
         certificate = certify(self._judged().eval())
         if evaluation is None:  # resumed after its last step
-            evaluation = self._evaluate(self._total)
+            evaluation = self._known_evaluation() or self._evaluate(self._total)
         stepper = self._stepper
         result = RunResult(stepper.taken, stepper.skipped, evaluation, certificate, self._state["seconds"])
         if self._processes.first:
@@ -248,15 +249,26 @@ class _Run:
                 "steps": result.steps,
                 "skipped": result.skipped,
                 "seconds": result.seconds,
+                "cpu_seconds": self._state["cpu_seconds"],
                 "threads": torch.get_num_threads(),
                 "processes": self._processes.count,
                 "device": str(self._device),
                 "torch": torch.__version__,
+                "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
                 "evaluation": evaluation.to_dict(),
                 "certificate": certificate.to_dict(),
+                "settings": read_settings(self._out),
             }
             (self._out / RESULT).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
         return result
+
+    def _known_evaluation(self) -> Evaluation | None:
+        """That of the run's end, where it had come to it before."""
+        path = self._out / RESULT
+        if not path.is_file():
+            return None
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return Evaluation(**known["evaluation"]) if known["steps"] == self._stepper.taken else None
 
     def _open_folder(self, network: dict[str, Any], resume: bool) -> None:
         sizes = {"train_images": len(self._data.train_images), "test_images": len(self._data.test_images)}

@@ -31,26 +31,58 @@ def distance(x, expected):
     return float(((x - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max())
 
 
+FLOW_CONFIG = {
+    "in_shape": [1, 8, 8],
+    "nBlocks": [1, 2],
+    "nStrides": [1, 2],
+    "nChannels": [6, 5],
+    "init_squeeze": True,
+    "inj_pad": 0,
+    "coeff": 0.9,
+    "nonlin": "elu",
+    "actnorm": True,
+    "n_power_iter": 5,
+    "learn_prior": True,
+    "numSeriesTerms": 5,
+    "density_estimation": True,
+}
+
+
 def official_state(scale=3.0):
-    """A state dict of random weights, in the official names and shapes."""
+    """A state dict of random weights of the classifier, in the official names and shapes."""
     state = {"prior_mu": torch.zeros(96), "prior_logstd": torch.zeros(96), "bn1.num_batches_tracked": torch.tensor(4)}
     for block, (channels, hidden, size) in enumerate([(6, 6, 4), (24, 5, 4), (24, 5, 4)]):
-        prefix = f"stack.{block}"
-        state[f"{prefix}.actnorm._log_scale"] = 0.1 * torch.randn(channels)
-        state[f"{prefix}.actnorm._shift"] = torch.randn(channels)
-        widths = [(channels, hidden, 3), (hidden, hidden, 1), (hidden, channels, 3)]
-        for layer, (c_in, c_out, k) in enumerate(widths):
-            name = f"{prefix}.bottleneck_block.{2 * layer + (block > 0)}"
-            weight = scale * torch.randn(c_out, c_in, k, k) / (c_in * k * k) ** 0.5
-            state[f"{name}.weight_orig"] = weight
-            state[f"{name}.bias"] = torch.randn(c_out)
-            cells = 1 if k == 1 else size * size
-            u, v = torch.randn(c_out * cells), torch.randn(c_in * cells)
-            state[f"{name}.weight_u"], state[f"{name}.weight_v"] = u / u.norm(), v / v.norm()
-            state[f"{name}.weight_sigma"] = torch.zeros(1)
+        state |= block_state(f"stack.{block}", channels, hidden, size, int(block > 0), scale)
     for name, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.3, "running_var": 2.0}.items():
         state[f"bn1.{name}"] = torch.full((24,), value)
     state["logits.weight"], state["logits.bias"] = torch.randn(3, 24), torch.randn(3)
+    return state
+
+
+def official_flow_state():
+    """The same of the multi-scale flow, whose layers here contract."""
+    state = {"prior_mu": torch.randn(64), "prior_logstd": 0.2 * torch.randn(64), "logits.weight": torch.randn(10, 8)}
+    state |= block_state("stack.0.stack.0", 4, 6, 4, 0, 0.3)
+    for block in range(2):
+        state |= block_state(f"stack.1.stack.{block}", 8, 5, 2, 1, 0.3)
+    return state
+
+
+def block_state(prefix, channels, hidden, size, first_layer, scale):
+    """Of one block, whose first layer stands so many places behind the start."""
+    state = {
+        f"{prefix}.actnorm._log_scale": 0.1 * torch.randn(channels),
+        f"{prefix}.actnorm._shift": torch.randn(channels),
+    }
+    widths = [(channels, hidden, 3), (hidden, hidden, 1), (hidden, channels, 3)]
+    for layer, (c_in, c_out, k) in enumerate(widths):
+        name = f"{prefix}.bottleneck_block.{2 * layer + first_layer}"
+        state[f"{name}.weight_orig"] = scale * torch.randn(c_out, c_in, k, k) / (c_in * k * k) ** 0.5
+        state[f"{name}.bias"] = torch.randn(c_out)
+        cells = 1 if k == 1 else size * size
+        u, v = torch.randn(c_out * cells), torch.randn(c_in * cells)
+        state[f"{name}.weight_u"], state[f"{name}.weight_v"] = u / u.norm(), v / v.norm()
+        state[f"{name}.weight_sigma"] = torch.zeros(1)
     return state
 
 
@@ -63,34 +95,89 @@ def official_weight(state, name, size):
     return weight / (max(1.0, float(sigma) / 0.9) + 1e-5)
 
 
+def squeeze(x):
+    batch, channels, height, width = x.shape
+    patches = x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 3, 5, 1, 2, 4)
+    return patches.reshape(batch, 4 * channels, height // 2, width // 2)
+
+
+def official_block(state, prefix, z, first_layer, size):
+    """ActNorm and residual block by the names of the official state dict."""
+    scale, shift = (state[f"{prefix}.actnorm.{part}"].view(1, -1, 1, 1) for part in ("_log_scale", "_shift"))
+    z = z * scale.exp() + shift
+    h = z
+    for layer in range(3):
+        if layer or first_layer:
+            h = torch.nn.functional.elu(h)
+        name = f"{prefix}.bottleneck_block.{2 * layer + first_layer}"
+        h = torch.conv2d(h, official_weight(state, name, size), state[f"{name}.bias"], padding=int(layer != 1))
+    return z + h
+
+
 def test_forward_is_the_official_one():
     """Written out by the official state dict's names, step by step."""
     state = official_state()
     model = irf.compat.official.load({f"module.{name}": value for name, value in state.items()}, CONFIG)
     assert not model.training
     x = torch.randn(5, 1, 8, 8)
-
-    def squeeze(x):
-        batch, channels, height, width = x.shape
-        patches = x.view(batch, channels, height // 2, 2, width // 2, 2).permute(0, 3, 5, 1, 2, 4)
-        return patches.reshape(batch, 4 * channels, height // 2, width // 2)
-
     z = torch.cat([squeeze(x), torch.zeros(5, 2, 4, 4)], 1)
     for block in range(3):
         if block == 1:
             z = squeeze(z)
-        scale, shift = (state[f"stack.{block}.actnorm.{part}"].view(1, -1, 1, 1) for part in ("_log_scale", "_shift"))
-        z = z * scale.exp() + shift
-        h = z
-        for layer in range(3):
-            if layer or block:
-                h = torch.nn.functional.elu(h)
-            name = f"stack.{block}.bottleneck_block.{2 * layer + (block > 0)}"
-            h = torch.conv2d(h, official_weight(state, name, 4), state[f"{name}.bias"], padding=int(layer != 1))
-        z = z + h
+        z = official_block(state, f"stack.{block}", z, int(block > 0), 4)
     assert distance(model.features(x), z) <= OFFICIAL_AGREEMENT
     pooled = torch.relu((z - 0.3) / (2.0 + 1e-5) ** 0.5).mean((2, 3))
     assert distance(model(x), pooled @ state["logits.weight"].T + state["logits.bias"]) <= OFFICIAL_AGREEMENT
+
+
+def test_the_flow_is_the_official_one():
+    """Latents, density and inverse, from a forward written out by the official names."""
+    state = official_flow_state()
+    flow = irf.compat.official.load({f"module.{name}": value for name, value in state.items()}, FLOW_CONFIG)
+    assert isinstance(flow, irf.models.IResNetFlow)
+    assert not flow.training
+    x = torch.rand(5, 1, 8, 8)
+
+    def latents(x):
+        z = official_block(state, "stack.0.stack.0", squeeze(x - 0.5), 0, 4)
+        factored, z = z[:, :2], squeeze(z[:, 2:])
+        for block in range(2):
+            z = official_block(state, f"stack.1.stack.{block}", z, 1, 2)
+        return torch.cat([factored.flatten(1), z.flatten(1)], 1)
+
+    z = latents(x)
+    assert distance(flow.features(x), z) <= OFFICIAL_AGREEMENT
+    prior = torch.distributions.Normal(state["prior_mu"], state["prior_logstd"].exp())
+    jacobian = torch.autograd.functional.jacobian(lambda x: latents(x).sum(0), x).flatten(2).transpose(0, 1)
+    density = prior.log_prob(z).sum(1) + torch.linalg.slogdet(jacobian).logabsdet
+    found = flow.log_prob(x, irf.estimators.Exact()).detach()
+    torch.testing.assert_close(found, density, atol=1e-4, rtol=1e-5)
+    assert irf.certify(flow).guaranteed
+    assert distance(flow.inverse(z), x) <= OFFICIAL_AGREEMENT
+    assert flow.trunk[3].estimator == irf.estimators.PowerSeries(5)
+
+
+def test_what_does_not_fit_in_a_flow_is_named():
+    state = official_flow_state()
+    for change, message in [
+        ({"nStrides": [2, 2]}, "at most one squeeze"),
+        ({"nStrides": [1, 1]}, r"nStrides=\[1, 1\]"),
+        ({"inj_pad": 2}, "no density"),
+        ({"density_estimation": False}, "classifies the latents of its last scale"),
+        ({"nBlocks": [1, 1]}, "no place for"),
+        ({"in_shape": [2, 8, 8]}, "has shape"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            irf.compat.official.load(state, {**FLOW_CONFIG, **change})
+    with pytest.raises(ValueError, match="lacks numSeriesTerms"):
+        irf.compat.official.load(
+            state, {name: value for name, value in FLOW_CONFIG.items() if name != "numSeriesTerms"}
+        )
+    plain = {name.replace("weight_orig", "weight"): value for name, value in state.items()}
+    with pytest.raises(ValueError, match="without Lipschitz constraint"):
+        irf.compat.official.load(plain, FLOW_CONFIG)
+    fixed = irf.compat.official.load(state, {**FLOW_CONFIG, "learn_prior": False})
+    assert not fixed.prior.mean.any()
 
 
 def test_layers_above_the_coefficient_are_shown_or_held():

@@ -38,6 +38,17 @@ def test_flows_come_back(tmp_path):
     assert found.sample(3).shape == (3, 2)
 
 
+def test_the_dtype_is_kept(tmp_path):
+    model = small_classifier().double()
+    model.save_pretrained(tmp_path)
+    found = IResNetClassifier.from_pretrained(tmp_path)
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    assert torch.equal(found(x), model(x))
+    model.head.float()
+    with pytest.raises(ValueError, match="a network of torch.float32 and torch.float64. Remedy: model.to"):
+        model.save_pretrained(tmp_path)
+
+
 def test_other_coefficients_than_the_configuration_says(tmp_path):
     model = small_classifier()
     irf.nn.find_spectral_norm(model.trunk[1].g[0]).coeff = 0.97

@@ -46,6 +46,11 @@ MODULES = {
     "center": (Center, (2, 3), True),
     "block of vectors": (lambda: block(LipschitzMLP(4, coeff=0.97)), (4,), False),
     "block of images": (lambda: block(Bottleneck(2, 5, input_size=(3, 3))), (2, 3, 3), False),
+    "split, last half kept": (
+        lambda: Split(chain(Flatten((2, 2)), block(LipschitzMLP(4))), (3, 2), "last"),
+        (3, 2),
+        False,
+    ),
     "split": (lambda: Split(chain(Flatten((2, 2)), block(LipschitzMLP(4))), (3, 2)), (3, 2), False),
     "chain": (multiscale, (1, 4, 4), False),
 }
@@ -349,6 +354,7 @@ def test_no_log_det_where_there_is_none():
         (lambda: Logit(0), torch.tensor([[0.0, 0.5]]), r"must be in \(0, 1\), got values from 0 to 0.5"),
         (lambda: Logit(0.5), None, r"alpha must be in \[0, 0.5\), got 0.5"),
         (lambda: Split(Flatten((1,)), (1,)), None, "a split needs at least two channels"),
+        (lambda: Split(Flatten((1,)), (2,), "second"), None, "keep must be one of 'first', 'last', got 'second'"),
         (lambda: Flatten((2, 3)), torch.ones(2, 3, 2), r"Flatten needs \(B, 2, 3\), got \(2, 3, 2\)"),
         (Center, torch.tensor([[0.0, 255.0]]), r"must be in \[0, 1\] or near it, got values from 0 to 255. Remedy"),
         (

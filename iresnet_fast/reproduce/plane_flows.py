@@ -1,0 +1,124 @@
+"""Flows in the plane, ours and others', trained alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..certificate import enforce
+from ..data import Density2d, density2d
+from ..models import IResNetFlow
+from ..report.figures import new_figure
+from ..training.stepping import Stepper
+from .job import Job
+from .record import Table
+
+_DENSITIES = ("8gaussians", "checkerboard")
+_BATCH, _RATE, _HIDDEN = 256, 5e-3, (64, 64)
+_CELLS, _TOGETHER = 120, 5000
+OURS = "i-ResNet"
+
+
+def compare(job: Job) -> Table:
+    """Held-out nats of every flow, and ``plane.png``: the data, and what each flow learned of it.
+
+    Raises:
+        ModuleNotFoundError: zuko or normflows is not installed.
+    """
+    flows = _flows()
+    figure = new_figure(1.9 * (len(flows) + 1), 2.1 * len(_DENSITIES))
+    axes = figure.subplots(len(_DENSITIES), len(flows) + 1, squeeze=False)
+    rows = []
+    for row, name in zip(axes, _DENSITIES, strict=True):
+        density = density2d(name)
+        window = [-density.extent, density.extent]
+        row[0].hist2d(*density.sample(100_000).T.numpy(), bins=_CELLS, range=[window, window], cmap="magma")
+        row[0].set_ylabel(name, fontsize=10)
+        for axis, (label, make) in zip(row[1:], flows.items(), strict=True):
+            torch.manual_seed(job.seed)
+            model = make()
+            started = time.process_time()
+            skipped = _train(model, density, job, f"{label}, {name}")
+            seconds = time.process_time() - started
+            log_prob = _log_prob(model)
+            held_out = density.sample(job.scale.samples, seed=99)
+            found = -float(torch.cat([log_prob(part) for part in held_out.split(_TOGETHER)]).mean())
+            size = sum(parameter.numel() for parameter in model.parameters())
+            rows.append((name, label, found, density.entropy, f"{size:,}", seconds, skipped))
+            ticks = (torch.arange(_CELLS) + 0.5) / _CELLS * 2 * density.extent - density.extent
+            grid = torch.cat([log_prob(part) for part in torch.cartesian_prod(ticks, ticks).split(_TOGETHER)])
+            axis.imshow(grid.exp().view(_CELLS, _CELLS).T.numpy(), origin="lower", extent=window * 2, cmap="magma")
+        for axis, label in zip(row, ("data", *flows), strict=True):
+            axis.set_aspect("equal")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_title(label if row is axes[0] else "", fontsize=10)
+    job.out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(job.out / "plane.png", dpi=130)
+    columns = ("density", "flow", "nats held out", "entropy", "parameters", "CPU seconds", "steps skipped")
+    title = f"Negative log-likelihood after {job.scale.steps:,} steps of {_BATCH}, AdamW, one cycle to {_RATE:g}"
+    return Table(title, columns, tuple(rows))
+
+
+def _flows() -> dict[str, Callable[[], nn.Module]]:
+    """Of zuko and normflows, and ours."""
+    try:
+        import normflows  # noqa: PLC0415  (a peer, where it is installed)
+        import zuko  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed, and the comparison needs it. Remedy: pip install 'iresnet_fast[peers]'"
+        ) from None
+
+    def glow() -> Any:
+        links: list[nn.Module] = []
+        for _ in range(8):
+            net = normflows.nets.MLP([1, *_HIDDEN, 2], init_zeros=True)
+            links += [normflows.flows.AffineCouplingBlock(net), normflows.flows.LULinearPermute(2)]
+            links.append(normflows.flows.ActNorm(2))
+        return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(2, trainable=False), links)
+
+    return {
+        "NICE": lambda: zuko.flows.NICE(2, transforms=8, hidden_features=_HIDDEN),
+        "MADE": lambda: zuko.flows.MAF(2, transforms=1, hidden_features=_HIDDEN),
+        "MAF": lambda: zuko.flows.MAF(2, transforms=8, hidden_features=_HIDDEN),
+        "Real NVP": lambda: zuko.flows.RealNVP(2, transforms=8, hidden_features=_HIDDEN),
+        "Glow": glow,
+        "continuous": lambda: zuko.flows.CNF(2, hidden_features=_HIDDEN),
+        OURS: lambda: IResNetFlow.from_config("density2d"),
+    }
+
+
+def _train(model: nn.Module, density: Density2d, job: Job, what: str) -> int:
+    """The same steps for every flow; returns how many were skipped."""
+    steps = job.scale.steps
+    generator = torch.Generator().manual_seed(job.seed + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=steps)
+    stepper = Stepper(model, optimizer, clip=1.0)
+    log_prob = _differentiable_log_prob(model.train())
+    for step in range(1, steps + 1):
+        before = stepper.taken
+        stepper.step(-log_prob(density.draw(_BATCH, generator)).mean())
+        if stepper.taken > before:
+            schedule.step()
+        job.report(what, step, steps)
+    stepper.conclude()
+    model.eval()
+    if isinstance(model, IResNetFlow):
+        enforce(model)
+    return stepper.skipped
+
+
+def _differentiable_log_prob(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Zuko's flows return a distribution; the others have a method."""
+    method: Callable[[Tensor], Tensor] | None = getattr(model, "log_prob", None)
+    return method if method is not None else lambda x: model().log_prob(x)
+
+
+def _log_prob(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return torch.no_grad()(_differentiable_log_prob(model))

@@ -1,0 +1,107 @@
+"""The tables of the talk on the ICML paper, and its comparison of flows in the plane."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..models import read_config
+from ..training import TrainingConfig, train
+from . import published
+from .classification import held_out
+from .job import CONSTRAINED, Job, Trained
+from .plane_flows import compare
+from .record import Record, Table
+
+_INVERTED, _ROUNDS = 100, 3
+
+
+def slides(job: Job) -> Record:
+    """Classification, bits per dimension, the cost of the inverse against c, and flows in the plane."""
+    networks = {network.label: network for network in job.networks()}
+    tables = (_classification(job, networks), _bits_per_dim(job), _inversion(job, networks), compare(job))
+    return Record(
+        "slides",
+        "The talk's tables and its flows in the plane",
+        job.command("slides"),
+        job.scale.name,
+        job.settings(),
+        tables,
+        (("plane.png", "Data, and the densities that flows learned of it"),),
+        (
+            "BN stands where the talk has ResNet-164, which is of another architecture.",
+            "Published: the cost of the inverse is 5 to 10 forward passes.",
+            "Flows in the plane have 64×64 hidden units in each network and the same steps; their sizes differ.",
+        ),
+    )
+
+
+def _classification(job: Job, networks: dict[str, Trained]) -> Table:
+    theirs = published.CLASSIFICATION.get(job.published_set or "", (None, None, None))
+    rows = tuple(
+        (
+            label,
+            f"{100 * networks[label].test_error:.2f}",
+            error,
+            "yes" if networks[label].certificate.guaranteed else "no",
+        )
+        for label, error in zip(("BN", "vanilla", "c = 0.9"), theirs, strict=True)
+    )
+    return Table("Classification error %", ("network", "ours", "published", "guaranteed inverse"), rows)
+
+
+def _bits_per_dim(job: Job) -> Table:
+    data = job.images
+    shape = tuple(data.train_images.shape[1:])
+    settings = read_config("mnist-flow" if job.scale.name != "smoke" and shape[0] == 1 else "digits-flow")
+    training = {**settings.pop("training"), **job.scale.flow_training, "seed": job.seed}
+    training["batch_size"] = min(training["batch_size"], len(data.train_images))
+    settings |= {"in_shape": shape, "n_levels": data.n_levels, **job.scale.network}
+    if settings.get("n_classes"):
+        settings["n_classes"] = data.n_classes
+    result = train(
+        settings,
+        TrainingConfig(**training),
+        data,
+        job.out / f"runs-{job.scale.name}" / "flow",
+        resume=True,
+        on_step=lambda step, total, loss: job.report("training the flow", step, total),
+    )
+    evaluation = result.evaluation
+    ours = f"{evaluation.bits_per_dim:.3f} ± {evaluation.bits_standard_error:.3f}"
+    index = {"mnist": 0, "cifar10": 1}.get(job.published_set or "")
+    rows: list[tuple[str, str | None, float | None]] = [
+        (name, None, None if index is None else figures[index]) for name, figures in published.BITS_PER_DIM.items()
+    ]
+    rows.append((f"i-ResNet here, {result.steps:,} steps", ours, None))
+    return Table("Bits per dimension of the test images", ("method", "ours", "published"), tuple(rows))
+
+
+@torch.no_grad()
+def _inversion(job: Job, networks: dict[str, Trained]) -> Table:
+    """Evaluations of each branch, and the time of an inverse in forward passes."""
+    x = held_out(job, _INVERTED)
+    rows = []
+    for label in CONSTRAINED:
+        model = networks[label].model
+        z = model.features(x)
+        result = model.solve_inverse(z, on_failure="return")
+        evaluations = statistics.mean(float(block.evaluations.float().mean()) for block in result.blocks)
+        forward = _seconds(lambda model=model: model.features(x))  # type: ignore[misc]
+        inverse = _seconds(lambda model=model, z=z: model.inverse(z, on_failure="return"))  # type: ignore[misc]
+        share = float(result.certified.float().mean())
+        rows.append((label, evaluations, inverse / forward, f"{100 * share:.0f} %", float(result.error_bound.max())))
+    columns = ("network", "evaluations a block", "time / forward", "certified", "largest proven error")
+    return Table(f"Inverse of {len(x)} test images", columns, tuple(rows))
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    times = []
+    for _ in range(_ROUNDS):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
