@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..certificate import Certificate
+from ..certificate import Certificate, certify
 from ..data import ImageSplit
 from ..models import IResNetClassifier, read_config
 from ..training import TrainingConfig, load_run, train
@@ -191,7 +191,7 @@ class Job:
             model = load_run(folder)
             assert isinstance(model, IResNetClassifier)
             assert result.evaluation.test_error is not None
-            found.append(Trained(label, model, result.evaluation.test_error, result.certificate))
+            found.append(Trained(label, model, result.evaluation.test_error, certify(model)))
         return found
 
     def settings(self) -> dict[str, Any]:

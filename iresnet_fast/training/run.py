@@ -268,7 +268,7 @@ class _Run:
         if not path.is_file():
             return None
         known = json.loads(path.read_text(encoding="utf-8"))
-        return Evaluation(**known["evaluation"]) if known["steps"] == self._stepper.taken else None
+        return Evaluation.from_dict(known["evaluation"]) if known["steps"] == self._stepper.taken else None
 
     def _open_folder(self, network: dict[str, Any], resume: bool) -> None:
         sizes = {"train_images": len(self._data.train_images), "test_images": len(self._data.test_images)}

@@ -40,6 +40,7 @@ def test_flows_come_back(tmp_path):
 
 def test_the_dtype_is_kept(tmp_path):
     model = small_classifier().double()
+    irf.enforce(model)
     model.save_pretrained(tmp_path)
     found = IResNetClassifier.from_pretrained(tmp_path)
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64)

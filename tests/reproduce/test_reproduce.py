@@ -7,9 +7,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import iresnet_fast as irf
 from iresnet_fast.cli import app
 from iresnet_fast.data import ImageSplit, load_digits
+from iresnet_fast.reference.conv_spectrum import conv_singular_values
 from iresnet_fast.reproduce import SCALES, TARGETS, Job, Record, Table, published
 from iresnet_fast.reproduce.job import NETWORKS
 from iresnet_fast.reproduce.singular_values import largest_singular_values
@@ -59,7 +59,7 @@ def test_largest_singular_values_are_those_of_the_dense_operator():
     model = small_classifier().eval()
     [first, *_] = largest_singular_values(model, torch.randn(1, 1, 8, 8))
     layer = model.trunk[1].g[0]
-    values = irf.reference.conv_singular_values(layer.weight.detach().double(), (8, 8))
+    values = conv_singular_values(layer.weight.detach().double(), (8, 8), (1, 1), (1, 1), 1, "svd")
     assert first == pytest.approx(float(values.max()), rel=1e-5)
 
 

@@ -376,7 +376,7 @@ def test_the_networks_that_are_built():
     plain = build_model("iresnet-38:vanilla")
     assert not any(irf.nn.find_spectral_norm(part) for part in plain.modules())
     normalised = build_model("iresnet-38:batchnorm")
-    assert sum(isinstance(part, torch.nn.BatchNorm2d) for part in normalised.modules()) == 12 * 3 - 1
+    assert sum(isinstance(part, torch.nn.BatchNorm2d) for part in normalised.trunk.modules()) == 12 * 3 - 1
     with pytest.raises(ValueError, match="unknown twin 'vanila': did you mean 'vanilla'"):
         build_model("iresnet-38:vanila")
     with pytest.raises(ValueError, match="this is the configuration of a flow, not of a classifier"):
