@@ -35,9 +35,9 @@ def row(name: str, run: dict) -> str:
     cells = (
         f"[{name}](results/runs/{name}.json)",
         "–" if evaluation["test_error"] is None else f"{100 * evaluation['test_error']:.2f} %",
-        "not invertible" if error is None else f"{error:.1e}",
+        "no inverse found" if error is None else f"{error:.1e}",
         "yes" if certificate["guaranteed"] else "no",
-        f"{max(block['lipschitz'] for block in certificate['blocks']):.3g}",
+        f"{max(block['lipschitz'] for block in certificate['blocks'] if block['lipschitz'] is not None):.3g}",
         f"{run['parameters']:,}",
         f"{run['steps']:,} of {run['settings']['training']['batch_size']}",
         f"{run['cpu_seconds'] / 60:.1f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,8 @@ ScaleName = Enum("ScaleName", {name: name for name in SCALES})  # type: ignore[m
 @app.command(
     epilog="**Examples:**\n\n`iresnet-fast reproduce fig1 --scale cpu --out results`\n\n"
     "`iresnet-fast reproduce table1 --data path/to/mnist --scale cpu --out results`\n\n"
-    "Networks are trained once and kept in the folder: other targets take them, and what was stopped goes on."
+    "Networks are trained once and kept in the folder: other targets take them, and their training goes on where it "
+    "was stopped."
 )
 def reproduce(
     target: Annotated[Target, typer.Argument(help="The figure or table.")],
@@ -35,6 +37,7 @@ def reproduce(
 ) -> None:
     """Make a table or figure of the papers again, with the published figures beside ours."""
     name = str(target.value)
+    _require_packages(name)
     images = None if name in WITHOUT_IMAGES else load(data if data is not None else "mnist")
     progress = make_progress(standard)
     with progress:
@@ -49,5 +52,17 @@ def reproduce(
             err.print(f"iresnet-fast: stopped, and {out} keeps what was trained. Remedy: the same command goes on")
             raise typer.Exit(130) from None
     path = record.write(out)
-    standard.print(Markdown("\n".join(table.to_markdown() for table in record.tables)))
+    standard.print(Markdown(record.to_markdown()))
     standard.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _require_packages(target: str) -> None:
+    """Check for what a target is made with, before the work of training."""
+    needed = {"matplotlib": "demo", "safetensors": "train"}
+    if target == "slides":
+        needed |= {"zuko": "peers", "normflows": "peers"}
+    for package, extra in needed.items():
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"{target} needs {package}, which is not installed. Remedy: pip install 'iresnet_fast[{extra}]'"
+            )

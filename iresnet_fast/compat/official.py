@@ -17,7 +17,7 @@ from ..ops import conv_norm_bound
 _ADDED = 1e-5
 _SETTINGS = "in_shape nBlocks nStrides nChannels inj_pad coeff nonlin actnorm n_power_iter"
 _CLASSIFIER_SETTINGS = f"{_SETTINGS} init_ds nClasses".split()
-_FLOW_SETTINGS = f"{_SETTINGS} init_squeeze learn_prior numSeriesTerms".split()
+_FLOW_SETTINGS = f"{_SETTINGS} init_squeeze learn_prior numSeriesTerms density_estimation".split()
 # Activations that are the same function here.
 _ACTIVATIONS = ("elu", "relu")
 
@@ -38,8 +38,8 @@ def load(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], *, exact: 
         state_dict: as the official code saves it, with or without the prefix of ``DataParallel``.
         config: the arguments that the network was constructed with, by their official names: ``in_shape``,
             ``nBlocks``, ``nStrides``, ``nChannels``, ``inj_pad``, ``coeff``, ``nonlin``, ``actnorm``, ``n_power_iter``;
-            of the classifier ``init_ds`` and ``nClasses``; of the flow ``init_squeeze``, ``learn_prior`` and
-            ``numSeriesTerms``. Others are ignored.
+            of the classifier ``init_ds`` and ``nClasses``; of the flow ``init_squeeze``, ``learn_prior``,
+            ``numSeriesTerms`` and ``density_estimation``. Others are ignored.
         exact: keep the weights as the official code uses them. False: let our normalisation hold every layer to
             ``coeff``, which changes the function a little.
 
@@ -106,7 +106,7 @@ def _load_flow(state: _State, config: Mapping[str, Any], exact: bool) -> IResNet
         raise ValueError(
             f"inj_pad={config['inj_pad']} has no counterpart here: data with added channels has no density"
         )
-    if not config.get("density_estimation", True):
+    if not config["density_estimation"]:
         raise ValueError(
             "density_estimation=False has no counterpart here: such a network classifies the latents of its last scale"
         )
@@ -132,9 +132,13 @@ def _load_flow(state: _State, config: Mapping[str, Any], exact: bool) -> IResNet
     model = IResNetFlow(settings)
     scales = enumerate(settings.blocks)
     _load_trunk(model, state, [f"stack.{scale}.stack.{index}" for scale, n in scales for index in range(n)], exact)
-    if learned:
-        _Source(state, "").copy("prior_mu", model.prior.mean)
-        _Source(state, "").copy("prior_logstd", model.prior.log_scale)
+    for name, target in {"prior_mu": model.prior.mean, "prior_logstd": model.prior.log_scale}.items():
+        if learned:
+            _Source(state, "").copy(name, target)
+        elif bool(state.read(name).any()):
+            raise ValueError(
+                f"learn_prior=False, and {name} is not zero: the prior was learned. Remedy: learn_prior=True"
+            )
     state.leave_out("prior_", "bn1.", "logits.")
     return model
 

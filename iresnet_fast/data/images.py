@@ -55,8 +55,8 @@ class ImageSplit:
         )
 
     def checksum(self) -> str:
-        """Of all images and labels, in hexadecimal: other data has another."""
-        digest = hashlib.blake2b(digest_size=16)
+        """Of all images, labels and the grey levels, in hexadecimal: other data has another."""
+        digest = hashlib.blake2b(str(self.n_levels).encode(), digest_size=16)
         for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.contiguous().numpy().data)

@@ -28,13 +28,17 @@ def new_figure(width: float, height: float) -> Figure:
 def draw_reconstructions(
     images: Tensor, rows: Sequence[tuple[str, Tensor, Sequence[float]]], path: Path, count: int = 12
 ) -> None:
-    """Original images above what each network reconstructs from its latents, with the error under each."""
+    """Original images in [−½, ½], grey or colour, above what each network makes of their latents, with the error."""
     figure = new_figure(1.0 * count + 1.6, 1.25 * (len(rows) + 1))
     axes = figure.subplots(len(rows) + 1, count, squeeze=False)
     everything = [("original", images, [math.nan] * len(images)), *rows]
     for row, (name, pictures, errors) in zip(axes, everything, strict=True):
         for column, axis in enumerate(row[:count]):
-            axis.imshow(pictures[column, 0].nan_to_num(0.0).numpy(), cmap="gray_r", vmin=-0.5, vmax=0.5)
+            picture = pictures[column].nan_to_num(0.0).clamp(-0.5, 0.5)
+            if len(picture) == 3:
+                axis.imshow((picture.permute(1, 2, 0) + 0.5).numpy())
+            else:
+                axis.imshow(picture[0].numpy(), cmap="gray_r", vmin=-0.5, vmax=0.5)
             axis.set_xticks([])
             axis.set_yticks([])
             if not math.isnan(errors[column]):

@@ -15,38 +15,60 @@ from .record import Record, Table
 _BLOCKS, _HIDDEN, _COEFF = 20, (32, 32), 0.95
 # As many noisy points of the cubic, and the standard deviation of the noise.
 _POINTS, _NOISE = 60, 1.0
-_LINES = 81
+_LINES, _RATE = 81, 3e-3
 
 
 def fig1(job: Job) -> Record:
     """Both networks learn a noisy cubic at half of their depth, and the identity at the end of it."""
+    from matplotlib import colormaps  # noqa: PLC0415  (an optional package)
+
     networks = {"plain ResNet": None, "i-ResNet": _COEFF}
     figure = new_figure(9.0, 4.6)
     rows = []
     for axis, (name, coeff) in zip(figure.subplots(1, 2, sharey=True), networks.items(), strict=True):
-        chain, loss = _train(name, coeff, job)
+        chain = _train(name, coeff, job)
         certificate = certify(chain.eval()) if coeff is None else enforce(chain.eval())
         paths = _paths(chain, torch.linspace(-2, 2, _LINES).unsqueeze(1))
-        axis.plot(paths.numpy(), range(_BLOCKS + 1), color="#2563a8", lw=0.7, alpha=0.8)
+        axis.set_prop_cycle("color", colormaps["viridis"](torch.linspace(0, 0.9, _LINES).numpy()))
+        axis.plot(paths.numpy(), range(_BLOCKS + 1), lw=0.8)
         axis.axhline(_BLOCKS / 2, color="#8a8f98", lw=0.8, ls=":")
         axis.set_title(name, fontsize=11)
-        axis.set_xlabel("value (input at the bottom)")
+        axis.set_xlabel("value (input at the bottom, its colour kept)")
         gaps = paths.diff(dim=1)
         verdict = "yes" if certificate.guaranteed else "no"
-        rows.append((name, loss, int((gaps <= 0).any(0).sum()), float(gaps.min()), verdict))
+        x = paths[0]
+        errors = (
+            float((found - of).square().mean().sqrt()) for found, of in ((paths[_BLOCKS // 2], x**3), (paths[-1], x))
+        )
+        rows.append((name, *errors, int((gaps <= 0).any(0).sum()), float(gaps.min()), verdict))
     figure.axes[0].set_ylabel("depth (residual blocks)")
     figure.axes[0].set_yticks([0, _BLOCKS // 2, _BLOCKS])
     job.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(job.out / "fig1.png", dpi=130)
-    columns = ("network", "squared error", f"of {_LINES - 1} neighbours cross", "smallest gap", "guaranteed inverse")
-    settings = {"blocks": _BLOCKS, "hidden": _HIDDEN, "coeff": _COEFF, "points": _POINTS, "noise": _NOISE}
+    columns = (
+        "network",
+        "error of x³",
+        "error of x",
+        f"of {_LINES - 1} neighbours cross",
+        "smallest gap",
+        "guaranteed inverse",
+    )
+    settings = {
+        "blocks": _BLOCKS,
+        "hidden": _HIDDEN,
+        "coeff": _COEFF,
+        "points": _POINTS,
+        "noise": _NOISE,
+        "lr": _RATE,
+        "clip": 1.0,
+    }
     return Record(
         "fig1",
         "Dynamics in one dimension",
         job.command("fig1"),
         job.scale.name,
         {**job.settings(), **settings, "steps": job.scale.steps},
-        (Table("Paths of neighbouring inputs", columns, tuple(rows)),),
+        (Table("Root mean square errors, and paths of neighbouring inputs", columns, tuple(rows)),),
         (("fig1.png", "Paths through a plain and an invertible residual network"),),
         (
             f"Half depth (dotted) learns x³ with normal noise (σ = {_NOISE:g}) at {_POINTS} points of [−2, 2], full "
@@ -56,7 +78,7 @@ def fig1(job: Job) -> Record:
     )
 
 
-def _train(name: str, coeff: float | None, job: Job) -> tuple[InvertibleSequential, float]:
+def _train(name: str, coeff: float | None, job: Job) -> InvertibleSequential:
     steps = job.scale.steps
     torch.manual_seed(job.seed)
     branches = [LipschitzMLP(1, _HIDDEN, coeff=coeff, activation="elu") for _ in range(_BLOCKS)]
@@ -64,19 +86,18 @@ def _train(name: str, coeff: float | None, job: Job) -> tuple[InvertibleSequenti
     first, second = fuse(chain[: _BLOCKS // 2]), fuse(chain[_BLOCKS // 2 :])
     x = torch.linspace(-2, 2, _POINTS).unsqueeze(1)
     cubic = x**3 + _NOISE * torch.randn(_POINTS, 1)
-    optimizer = torch.optim.AdamW(chain.parameters(), lr=3e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW(chain.parameters(), lr=_RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=steps)
     stepper = Stepper(chain, optimizer, clip=1.0)
-    value = 0.0
     for step in range(1, steps + 1):
         half = first(x)
         before = stepper.taken
-        value = stepper.step((half - cubic).square().mean() + (second(half) - x).square().mean())
+        stepper.step((half - cubic).square().mean() + (second(half) - x).square().mean())
         if stepper.taken > before:
             schedule.step()
         job.report(f"training the {name}", step, steps)
     stepper.conclude()
-    return chain, value
+    return chain
 
 
 @torch.no_grad()

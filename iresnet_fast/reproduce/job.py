@@ -33,6 +33,7 @@ class Scale:
     Attributes:
         name: ``"smoke"``, ``"cpu"`` or ``"paper"``.
         configs: of the classifier, by the images' channels.
+        flows: of the density, by the images' channels.
         network: settings that are changed in them.
         training: settings of its training that are changed.
         flow_training: the same of the flow's.
@@ -44,6 +45,7 @@ class Scale:
 
     name: str
     configs: Mapping[int, str]
+    flows: Mapping[int, str]
     network: Mapping[str, Any]
     training: Mapping[str, Any]
     flow_training: Mapping[str, Any]
@@ -59,6 +61,7 @@ SCALES = {
         Scale(
             "smoke",
             {1: "digits", 3: "iresnet-38"},
+            {1: "digits-flow", 3: "digits-flow"},
             {"blocks": (1, 1), "hidden": (4, 4)},
             {"epochs": 1, "lr": 1e-2},
             {"epochs": 1},
@@ -70,6 +73,7 @@ SCALES = {
         Scale(
             "cpu",
             {1: "mnist-small", 3: "iresnet-38"},
+            {1: "mnist-flow", 3: "mnist-flow"},
             {},
             {"epochs": 3, "schedule": "onecycle"},
             {"epochs": 2},
@@ -80,6 +84,7 @@ SCALES = {
         Scale(
             "paper",
             {1: "workshop-55", 3: "workshop-55"},
+            {1: "iresnet-density-cifar10", 3: "iresnet-density-cifar10"},
             {},
             {},
             {"epochs": 200},
@@ -153,6 +158,11 @@ class Job:
         )
 
     @property
+    def device(self) -> torch.device:
+        """A GPU where there is one."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
     def published_set(self) -> str | None:
         """The set of the papers that has images of this shape and so many classes."""
         return _PUBLISHED_SETS.get((tuple(self.images.train_images.shape[1:]), self.images.n_classes))
@@ -171,8 +181,21 @@ class Job:
         settings |= {"in_shape": shape, "n_classes": self.images.n_classes, **self.scale.network}
         if self.scale.name == "paper":  # four times the channels by zeros, bottlenecks of a quarter
             settings |= {"inject": 3 * shape[0], "hidden": [shape[0] * 4**stage for stage in range(3)]}
-        training["batch_size"] = min(training["batch_size"], len(self.images.train_images))
-        return settings, TrainingConfig(**training)
+        return settings, self._training(training)
+
+    def flow(self) -> tuple[dict[str, Any], TrainingConfig]:
+        """Settings of the flow and of its training, for the data."""
+        shape = tuple(self.images.train_images.shape[1:])
+        settings = read_config(self.scale.flows[shape[0]])
+        training = {**settings.pop("training"), **self.scale.flow_training, "seed": self.seed}
+        settings |= {"in_shape": shape, "n_levels": self.images.n_levels, "n_classes": 0, **self.scale.network}
+        return settings, self._training(training)
+
+    def _training(self, settings: dict[str, Any]) -> TrainingConfig:
+        """Grey images, which are of digits, are shifted and not mirrored, as in the papers."""
+        colour = self.images.train_images.shape[1] == 3
+        batch_size = min(settings["batch_size"], len(self.images.train_images))
+        return TrainingConfig(**{**settings, "batch_size": batch_size, "flip": colour and settings.get("flip", False)})
 
     def networks(self, labels: Iterable[str] = NETWORKS) -> list[Trained]:
         """Train these networks, or take them from the folder where an earlier target has."""
@@ -188,7 +211,7 @@ class Job:
                 resume=True,
                 on_step=lambda step, total, loss, label=label: self.report(f"training {label}", step, total),  # type: ignore[misc]
             )
-            model = load_run(folder)
+            model = load_run(folder).to(self.device)
             assert isinstance(model, IResNetClassifier)
             assert result.evaluation.test_error is not None
             found.append(Trained(label, model, result.evaluation.test_error, certify(model)))
@@ -211,4 +234,14 @@ class Job:
     def command(self, target: str) -> str:
         """What makes the target again."""
         data = " --data PATH" if self.data is not None else ""
-        return f"iresnet-fast reproduce {target}{data} --scale {self.scale.name}"
+        seed = f" --seed {self.seed}" if self.seed else ""
+        return f"iresnet-fast reproduce {target}{data} --scale {self.scale.name}{seed}"
+
+    def about_networks(self) -> str:
+        """What the networks are, for the notes."""
+        shape = tuple(self.images.train_images.shape[1:])
+        _, training = self.classifier()
+        return (
+            f"Networks: `{self.scale.configs[shape[0]]}`, {training.epochs} epochs, images in [−½, ½]. Published: 55 "
+            "pre-activation blocks with ReLU and dropout, 200 epochs, images normalised by mean and standard deviation."
+        )

@@ -21,6 +21,7 @@ _DENSITIES = ("8gaussians", "checkerboard")
 _BATCH, _RATE, _HIDDEN = 256, 5e-3, (64, 64)
 _CELLS, _TOGETHER = 120, 5000
 OURS = "i-ResNet"
+SETTINGS = {"batch_size": _BATCH, "lr": _RATE, "hidden": _HIDDEN, "clip": 1.0}
 
 
 def compare(job: Job) -> Table:

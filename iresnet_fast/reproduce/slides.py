@@ -5,15 +5,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 
-from ..models import read_config
-from ..training import TrainingConfig, train
+from ..training import train
 from . import published
 from .classification import held_out
 from .job import CONSTRAINED, Job, Trained
-from .plane_flows import compare
+from .plane_flows import SETTINGS, compare
 from .record import Record, Table
 
 _INVERTED, _ROUNDS = 100, 3
@@ -28,11 +28,11 @@ def slides(job: Job) -> Record:
         "The talk's tables and its flows in the plane",
         job.command("slides"),
         job.scale.name,
-        job.settings(),
+        {**job.settings(), "flow": job.flow()[0], "flow_training": asdict(job.flow()[1]), "plane": SETTINGS},
         tables,
         (("plane.png", "Data, and the densities that flows learned of it"),),
         (
-            "BN stands where the talk has ResNet-164, which is of another architecture.",
+            job.about_networks(),
             "Published: the cost of the inverse is 5 to 10 forward passes.",
             "Flows in the plane have 64×64 hidden units in each network and the same steps; their sizes differ.",
         ),
@@ -50,22 +50,16 @@ def _classification(job: Job, networks: dict[str, Trained]) -> Table:
         )
         for label, error in zip(("BN", "vanilla", "c = 0.9"), theirs, strict=True)
     )
-    return Table("Classification error %", ("network", "ours", "published", "guaranteed inverse"), rows)
+    rows = (("BN (published: ResNet-164)", *rows[0][1:]), *rows[1:])
+    return Table("Classification error %", ("network", "ours", _heading(job), "guaranteed inverse"), rows)
 
 
 def _bits_per_dim(job: Job) -> Table:
-    data = job.images
-    shape = tuple(data.train_images.shape[1:])
-    settings = read_config("mnist-flow" if job.scale.name != "smoke" and shape[0] == 1 else "digits-flow")
-    training = {**settings.pop("training"), **job.scale.flow_training, "seed": job.seed}
-    training["batch_size"] = min(training["batch_size"], len(data.train_images))
-    settings |= {"in_shape": shape, "n_levels": data.n_levels, **job.scale.network}
-    if settings.get("n_classes"):
-        settings["n_classes"] = data.n_classes
+    settings, training = job.flow()
     result = train(
         settings,
-        TrainingConfig(**training),
-        data,
+        training,
+        job.images,
         job.out / f"runs-{job.scale.name}" / "flow",
         resume=True,
         on_step=lambda step, total, loss: job.report("training the flow", step, total),
@@ -76,14 +70,19 @@ def _bits_per_dim(job: Job) -> Table:
     rows: list[tuple[str, str | None, float | None]] = [
         (name, None, None if index is None else figures[index]) for name, figures in published.BITS_PER_DIM.items()
     ]
-    rows.append((f"i-ResNet here, {result.steps:,} steps", ours, None))
-    return Table("Bits per dimension of the test images", ("method", "ours", "published"), tuple(rows))
+    config = job.scale.flows[job.images.train_images.shape[1]]
+    rows.append((f"`{config}` here, {result.steps:,} steps", ours, None))
+    return Table("Bits per dimension of the test images", ("method", "ours", _heading(job)), tuple(rows))
+
+
+def _heading(job: Job) -> str:
+    return f"published, {job.published_set.upper()}" if job.published_set else "published"
 
 
 @torch.no_grad()
 def _inversion(job: Job, networks: dict[str, Trained]) -> Table:
     """Evaluations of each branch, and the time of an inverse in forward passes."""
-    x = held_out(job, _INVERTED)
+    x = held_out(job, _INVERTED).to(job.device)
     rows = []
     for label in CONSTRAINED:
         model = networks[label].model

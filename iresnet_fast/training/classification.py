@@ -37,7 +37,7 @@ def fit_classifier(
         lr: highest learning rate.
         weight_decay: of AdamW.
         seed: of the order.
-        on_epoch: called with the epoch (from 1) and the mean loss of its steps.
+        on_epoch: called with the epoch (from 1) and the mean loss of the steps taken.
 
     Raises:
         ValueError: no images, labels of another number, or fewer than one epoch.
@@ -54,14 +54,15 @@ def fit_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     model.train()
     for epoch in range(1, epochs + 1):
-        total = 0.0
+        total, seen = 0.0, 0
         for batch in torch.randperm(len(images), generator=generator, device="cpu").split(batch_size):
             before = stepper.taken
-            total += len(batch) * stepper.step(F.cross_entropy(model(images[batch]), labels[batch]))
+            loss = stepper.step(F.cross_entropy(model(images[batch]), labels[batch]))
             if stepper.taken > before:
                 schedule.step()
+                total, seen = total + len(batch) * loss, seen + len(batch)
         if on_epoch is not None:
-            on_epoch(epoch, total / len(images))
+            on_epoch(epoch, total / seen if seen else math.nan)
     stepper.conclude()
 
 

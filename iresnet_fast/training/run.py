@@ -89,7 +89,7 @@ def train(
         FileExistsError: ``out`` holds a run, and ``resume`` is off.
         ValueError: images of another shape than the network's, fewer than a batch of them, labels that it has no class
             for, other settings than those of the run in ``out``.
-        DivergedError: ten steps in a row were skipped.
+        DivergedError: ten steps in a row were skipped, or all of them.
         InterruptedRunError: Ctrl-C; the run is saved.
     """
     if not find_spec("safetensors"):
@@ -172,7 +172,11 @@ class _Run:
                     raise InterruptedRunError(
                         f"stopped after step {step} of {self._total}, and saved. Remedy: the same command with --resume"
                     )
-        return self._conclude(evaluation)
+        self._stepper.conclude()
+        result = self._conclude(evaluation)
+        if asked:
+            raise InterruptedRunError(f"stopped after the last step: the run in {self._out} is finished")
+        return result
 
     def _step(self, network: nn.Module, loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> float:
         """One step of the optimiser; returns the loss."""
@@ -240,11 +244,11 @@ class _Run:
 
     def _conclude(self, evaluation: Evaluation | None) -> RunResult:
         certificate = certify(self._judged().eval())
-        if evaluation is None:  # resumed after its last step
-            evaluation = self._known_evaluation() or self._evaluate(self._total)
+        known = self._known_evaluation() if evaluation is None else None  # resumed after its last step
+        evaluation = evaluation or known or self._evaluate(self._total)
         stepper = self._stepper
         result = RunResult(stepper.taken, stepper.skipped, evaluation, certificate, self._state["seconds"])
-        if self._processes.first:
+        if self._processes.first and known is None:
             document = {
                 "steps": result.steps,
                 "skipped": result.skipped,
@@ -259,15 +263,15 @@ class _Run:
                 "certificate": certificate.to_dict(),
                 "settings": read_settings(self._out),
             }
-            (self._out / RESULT).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+            _write_whole(self._out / RESULT, json.dumps(document, indent=1, allow_nan=False))
         return result
 
     def _known_evaluation(self) -> Evaluation | None:
         """That of the run's end, where it had come to it before."""
-        path = self._out / RESULT
-        if not path.is_file():
+        try:
+            known = json.loads((self._out / RESULT).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
             return None
-        known = json.loads(path.read_text(encoding="utf-8"))
         return Evaluation.from_dict(known["evaluation"]) if known["steps"] == self._stepper.taken else None
 
     def _open_folder(self, network: dict[str, Any], resume: bool) -> None:
@@ -290,9 +294,7 @@ class _Run:
         self._processes.wait()  # all have looked before one writes
         if self._processes.first and not path.is_file():
             self._out.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}")
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
+            _write_whole(path, text)
         self._processes.wait()
         if resume and last.is_file():
             found = checkpoints.read(last)
@@ -324,6 +326,13 @@ class _Run:
             state = {**self._state, **self._stepper.counts}
             taken = checkpoints.take(self._model, self._optimizer, self._stepper.average, state)
             checkpoints.save(taken, self._out / name)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Beside it first, so that a reader finds all of it or what was there before."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 @contextmanager

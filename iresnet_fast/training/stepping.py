@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -21,7 +22,8 @@ class DivergedError(RuntimeError):
 class Stepper:
     """Takes the steps of an optimiser; one whose loss or gradient is not finite it skips and counts.
 
-    Until the first step is taken, a skipped one also takes back what the network initialised from its data.
+    A skipped step leaves nothing behind: buffers, such as the running statistics of batch normalisation, are what they
+    were after the step before, and until the first step is taken everything is, as what is initialised from data.
 
     Args:
         model: the network, whose parameters the optimiser has.
@@ -50,6 +52,8 @@ class Stepper:
         """Go on from where another was, with the network as it is now."""
         self.taken, self.skipped, self._in_a_row = (counts[name] for name in ("steps", "skipped", "in_a_row"))
         self._untrained = None if self.taken else copy.deepcopy(self._model.state_dict())
+        self._buffers = list(self._model.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
 
     def step(self, loss: Tensor, lost_anywhere: Callable[[bool], bool] = bool) -> float:
         """Differentiate the loss and take the step, or skip it; returns the loss.
@@ -69,6 +73,7 @@ class Stepper:
         else:
             self._optimizer.step()
             self.taken, self._in_a_row, self._untrained = self.taken + 1, 0, None
+            self._copy(self._buffers, self._kept)
             if self.average is not None:
                 self.average.update_parameters(self._model)
         self._optimizer.zero_grad()
@@ -76,6 +81,7 @@ class Stepper:
 
     def _skip(self, value: float, norm: float) -> None:
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
+        self._copy(self._kept, self._buffers)
         if self._untrained is not None:
             self._model.load_state_dict(self._untrained)
         if self._in_a_row == _HOPELESS:
@@ -84,10 +90,17 @@ class Stepper:
                 f"last of them step {self.taken + self.skipped}. {self._remedy()}"
             )
 
+    @staticmethod
+    @torch.no_grad()
+    def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+        if source:
+            torch._foreach_copy_(target, source)
+
     def conclude(self) -> None:
         """Raise :class:`DivergedError` where no step at all was taken."""
         if not self.taken:
             raise DivergedError(f"none of {self.skipped} steps had a finite loss and gradient. {self._remedy()}")
 
     def _remedy(self) -> str:
-        return f"Remedy: a smaller lr than {self._optimizer.defaults['lr']}, clip=1, or data without extreme values"
+        rate = self._optimizer.defaults["lr"]
+        return f"Remedy: a smaller lr than {rate}, gradients clipped to a smaller norm, or data without extreme values"

@@ -28,7 +28,7 @@ CONFIG = {
 
 def distance(x, expected):
     """Largest relative difference of a sample."""
-    return float(((x - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max())
+    return float(((x - expected).detach().flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).max())
 
 
 FLOW_CONFIG = {
@@ -169,13 +169,16 @@ def test_what_does_not_fit_in_a_flow_is_named():
     ]:
         with pytest.raises(ValueError, match=message):
             irf.compat.official.load(state, {**FLOW_CONFIG, **change})
-    with pytest.raises(ValueError, match="lacks numSeriesTerms"):
+    with pytest.raises(ValueError, match="lacks density_estimation"):
         irf.compat.official.load(
-            state, {name: value for name, value in FLOW_CONFIG.items() if name != "numSeriesTerms"}
+            state, {name: value for name, value in FLOW_CONFIG.items() if name != "density_estimation"}
         )
     plain = {name.replace("weight_orig", "weight"): value for name, value in state.items()}
     with pytest.raises(ValueError, match="without Lipschitz constraint"):
         irf.compat.official.load(plain, FLOW_CONFIG)
+    with pytest.raises(ValueError, match="learn_prior=False, and prior_mu is not zero"):
+        irf.compat.official.load(state, {**FLOW_CONFIG, "learn_prior": False})
+    state |= {"prior_mu": torch.zeros(64), "prior_logstd": torch.zeros(64)}
     fixed = irf.compat.official.load(state, {**FLOW_CONFIG, "learn_prior": False})
     assert not fixed.prior.mean.any()
 

@@ -220,7 +220,8 @@ def test_bad_input(weight, size, options, error, message):
 def test_control_c_is_heard_in_the_middle():
     """512 channels at 32×32 take many seconds; the interrupt ends them within a few."""
     program = (
-        "import torch, iresnet_fast as irf\n"
+        "import signal, torch, iresnet_fast as irf\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # where the tests run in the background
         "weight = torch.randn(512, 512, 3, 3)\n"
         "print('ready', flush=True)\n"
         "irf.conv_singular_values(weight, (32, 32))\n"

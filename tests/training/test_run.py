@@ -1,6 +1,7 @@
 """Training runs: stopped and resumed, in one process and several, with what can go wrong."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -12,14 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import iresnet_fast as irf
 from iresnet_fast.data import ImageSplit, load_digits
 from iresnet_fast.models import build_model
 from iresnet_fast.training import DivergedError, InterruptedRunError, TrainingConfig
 from iresnet_fast.training import checkpoint as checkpoints
+from iresnet_fast.training import run as run_module
 from iresnet_fast.training import train as run
 from iresnet_fast.training.settings import make_optimizer, rate_at
+from iresnet_fast.training.stepping import Stepper
+from tests.helpers import small_classifier
 
 ROOT = Path(__file__).parents[2]
 CLASSIFIER = {"kind": "classifier", "in_shape": (1, 8, 8), "n_classes": 10, "blocks": (1, 1), "hidden": (4, 4)}
@@ -157,6 +162,36 @@ def test_an_interrupt_saves(tmp_path):
 def test_steps_that_are_not_finite_are_skipped_counted_and_end(tmp_path):
     with pytest.raises(DivergedError, match="10 steps in a row had a loss .* Remedy: a smaller lr than 1e\\+30"):
         run(CLASSIFIER, settings(lr=1e30, epochs=9, certify_every=0), few(), tmp_path / "run")
+
+
+def test_a_run_without_a_step_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module._Run, "_loss", lambda self, network, x, labels: network(x).sum() * math.nan)
+    with pytest.raises(DivergedError, match="none of 6 steps had a finite loss"):
+        run(CLASSIFIER, settings(epochs=1), few(), tmp_path / "run")
+
+
+def test_a_lost_step_leaves_batch_normalisation_alone():
+    model = small_classifier(head="pooled").train()
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
+    stepper.step(F.cross_entropy(model(images), labels))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images[0] = math.nan
+    stepper.step(F.cross_entropy(model(images), labels))
+    assert stepper.counts == {"steps": 1, "skipped": 1, "in_a_row": 1}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_result_that_is_damaged_is_measured_again_and_one_that_is_whole_is_kept(tmp_path):
+    first = run(CLASSIFIER, settings(epochs=1), few(), tmp_path / "run")
+    path = tmp_path / "run" / "result.json"
+    document = {**json.loads(path.read_text()), "threads": 99}
+    path.write_text(json.dumps(document))
+    assert run(CLASSIFIER, settings(epochs=1), few(), tmp_path / "run", resume=True).evaluation == first.evaluation
+    assert json.loads(path.read_text())["threads"] == 99
+    path.write_text("")
+    assert run(CLASSIFIER, settings(epochs=1), few(), tmp_path / "run", resume=True).evaluation == first.evaluation
+    assert json.loads(path.read_text())["steps"] == 6
 
 
 def test_folders_are_not_overwritten(tmp_path):
