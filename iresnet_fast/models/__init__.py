@@ -1,6 +1,6 @@
 """Models built from the invertible layers, and their named configurations."""
 
-from .build import Model, build_model, config_of
+from .build import Model, build_model, config_of, load_pretrained
 from .classifier import ClassifierConfig, IResNetClassifier
 from .configuration import read_config
 from .flow import BitsPerDim, FlowOutput, IResNetFlow
@@ -18,5 +18,6 @@ __all__ = [
     "NormalPrior",
     "build_model",
     "config_of",
+    "load_pretrained",
     "read_config",
 ]

@@ -83,6 +83,7 @@ class IResNetFlow(Pretrained):
             raise TypeError(f"config must be a FlowConfig, got {type(config).__name__}; from_config takes the others")
         self.config = config
         self.n_latents = math.prod(config.in_shape)
+        self.latent_shape = (self.n_latents,)
         self.trunk = build_trunk(config)
         self.prior = NormalPrior(self.n_latents, learned=config.prior == "learned")
         self.head = nn.Linear(self.n_latents, config.n_classes) if config.n_classes else None

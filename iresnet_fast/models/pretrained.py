@@ -11,6 +11,7 @@ from torch import nn
 
 from ..certificate.certify import certify
 from ..nn import SpectralNorm
+from ..whole_file import replacing, write_whole
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -89,11 +90,10 @@ class Pretrained(nn.Module):
             title=title or kind, description=description, license=license, certificate=certificate, kind=kind
         )
         settings = json.dumps({"kind": self.config.kind, **asdict(self.config)}, indent=1)
-        beside = folder / f".{WEIGHTS}"
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, beside, {"format": "pt"})
-        beside.replace(folder / WEIGHTS)
-        (folder / CONFIG).write_text(settings + "\n", encoding="utf-8")
-        (folder / CARD).write_text(card, encoding="utf-8")
+        with replacing(folder / WEIGHTS) as beside:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, beside, {"format": "pt"})
+        write_whole(folder / CONFIG, settings + "\n")
+        write_whole(folder / CARD, card)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch.nn.functional as F
@@ -38,27 +39,46 @@ class InjectivePad(Bijection):
         return F.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
 
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """Drop the appended channels; options are ignored.
+        """Drop the appended channels.
+
+        Args:
+            y: (B, C + channels, ...).
+            **options: ``on_failure``: ``"raise"``, ``"warn"`` or ``"return"``, for samples that are :meth:`outside`;
+                others are ignored.
 
         Raises:
-            ValueError: fewer channels than were appended, or appended channels that are not zero within
-                ``tolerance``: y is then outside the range of the map, and no x maps to it.
+            ValueError: fewer channels than were appended; samples outside the range of the map, unless ``on_failure``
+                says otherwise.
         """
+        on_failure = options.get("on_failure", "raise")
+        if on_failure != "return" and bool((outside := self.outside(y)).any()):
+            samples = outside.nonzero().flatten().tolist()
+            excess = float(sample_norms(y.detach()[samples[:1], self._kept(y) :]))
+            message = (
+                f"{len(samples)} of {len(y)} samples are outside the range of the padded network: the appended "
+                f"channels of sample {samples[0]} have norm {excess:.3g}, not 0. Remedy: invert latents that the "
+                "network produced, or use a network without injective padding"
+            )
+            if on_failure == "raise":
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)
+        return y[:, : self._kept(y)]
+
+    def outside(self, y: Tensor) -> Tensor:
+        """Which samples no x maps to: (B,) bool, whether the appended channels are not zero within ``tolerance``.
+
+        Raises:
+            ValueError: fewer channels than were appended.
+        """
+        excess = sample_norms(y.detach()[:, self._kept(y) :])
+        # Written so that NaN is outside, too.
+        return ~(excess <= self.tolerance * sample_norms(y.detach()).clamp_min(1.0))
+
+    def _kept(self, y: Tensor) -> int:
         kept = y.shape[1] - self.channels
         if kept < 1:
             raise ValueError(f"InjectivePad.inverse needs more than {self.channels} channels, got {y.shape[1]}")
-        x, padded = y[:, :kept], y[:, kept:]
-        excess = sample_norms(padded.detach())
-        # Written so that NaN is outside, too.
-        inside = excess <= self.tolerance * sample_norms(y.detach()).clamp_min(1.0)
-        if not bool(inside.all()):
-            samples = (~inside).nonzero().flatten().tolist()
-            raise ValueError(
-                f"{len(samples)} of {len(y)} samples are outside the range of the padded network: the appended "
-                f"channels of sample {samples[0]} have norm {float(excess[samples[0]]):.3g}, not 0. Remedy: invert "
-                "latents that the network produced, or use a network without injective padding"
-            )
-        return x
+        return kept
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """There is none.

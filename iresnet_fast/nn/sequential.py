@@ -46,7 +46,8 @@ class ChainInverseResult:
         error_bound: (B,) bound of the distance to the true x: every block's own bound, grown by 1/(1 − L) in each
             block before it and by the scales of ActNorm (Behrmann et al. 2019, Lemma 2). It is honest and may be
             huge; NaN where a block or link has no proof.
-        converged: (B,) bool, whether every block's solve met its stopping rule.
+        converged: (B,) bool, whether every block's solve met its stopping rule, and no :class:`InjectivePad` found its
+            y outside of its range.
         certified: (B,) bool, whether every one did so by a proven bound, and nothing stands between them but modules
             of :mod:`iresnet_fast.nn` as they are: without hooks or methods of their own.
         blocks: the :class:`InverseResult` of every residual block, in the order of the forward.
@@ -162,7 +163,7 @@ class InvertibleSequential(nn.Sequential, Bijection):
         x = run.run(y)
         with frozen_state(self), torch.no_grad():
             residual = sample_norms(self(x) - y) / sample_norms(y).clamp_min(1.0)
-        converged = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        converged = ~run.outside
         certified = converged & torch.isfinite(run.error_bound)
         for block in run.results:
             converged, certified = converged & block.converged, certified & block.certified
@@ -175,6 +176,7 @@ class _ReverseRun:
     Attributes:
         results: of the residual blocks, the last first.
         error_bound: (B,) of the distance from the true x.
+        outside: (B,) bool, which samples no x maps to.
     """
 
     def __init__(self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None) -> None:
@@ -182,11 +184,13 @@ class _ReverseRun:
         self._total = sum(_count_blocks(part) for part in chain)
         self.results: list[InverseResult] = []
         self.error_bound = torch.empty(0)
+        self.outside = torch.empty(0, dtype=torch.bool)
 
     def run(self, y: Tensor) -> Tensor:
         if "x0" in self._options:
             raise TypeError("x0 starts the iteration of one block; a chain of blocks takes none")
         self.error_bound = torch.zeros_like(sample_norms(y.detach()))
+        self.outside = torch.zeros(len(y), dtype=torch.bool, device=y.device)
         x = self._module_inverse(self._chain, convolution_layout(self._chain, y), "")
         return x.contiguous() if y.is_contiguous() else x
 
@@ -219,6 +223,7 @@ class _ReverseRun:
         if type(link) in _INVERSE_LIPSCHITZ and not obstacle(link, type(link)):
             growth = _INVERSE_LIPSCHITZ[type(link)](link)
         if isinstance(link, InjectivePad):
+            self.outside = self.outside | link.outside(y)
             # The true y has zeros in the appended channels: where these are farther off than y can be, there is none.
             outside = sample_norms(y[:, x.shape[1] :].detach()) > self.error_bound
             self.error_bound = torch.where(outside, math.nan, self.error_bound)

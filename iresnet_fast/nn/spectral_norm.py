@@ -19,11 +19,13 @@ from ..reference.power_iteration import estimate, normalized, power_iteration
 # Power iterations at construction.
 _FIRST_ITERATIONS = 15
 # Where u and v are not those of the weight (it was loaded without them, or changed since and is now evaluated), they
-# are fitted again until σ's relative change is below this, at most so many times. Where u and v already satisfy it
-# they stay as they are, so that saving, loading and copying an evaluated model change no bit of it.
-_REFRESH_TOL, _REFRESH_ITERATIONS = 1e-6, 200
-# What u and v were last fitted to, where they came with their weight from a state dict.
-_LOADED = (0, -1)
+# are fitted again until σ's relative change is below this, at most so many times. Where an iteration changes σ by less
+# than the third they stay as they are, so that saving, loading and copying an evaluated model change no bit of it, even
+# where its iterations were ended by their number.
+_REFRESH_TOL, _REFRESH_ITERATIONS, _SETTLED_TOL = 1e-6, 200, 1e-5
+# What u and v were last fitted to, where that is no weight, so that they are fitted at the next use in evaluation mode:
+# they came with theirs from a state dict, or had a training forward's few iterations.
+_LOADED, _ITERATED = (0, -1), (0, -2)
 _CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1,
     nn.Conv2d: 2,
@@ -41,8 +43,8 @@ class SpectralNorm(nn.Module):
     exceed c until ``certify`` or ``enforce`` has proven otherwise. State is u and v only, under torch's names ``_u``
     and ``_v``; σ = ⟨u, W v⟩ is computed anew at every use, with u and v held constant in the gradient.
 
-    Training mode iterates at every use; evaluation mode and inverses do not. A weight that changed since u and v were
-    last fitted (a last optimiser step, averaged weights) is fitted again, once, at its first use in evaluation mode.
+    Training mode iterates at every use; evaluation mode and inverses do not. At its first use in evaluation mode after
+    training forwards, or after it changed (averaged weights), u and v are fitted to a weight until they settle.
     Code compiled by ``torch.compile`` does not fit again: evaluate a changed model once, or certify it, before.
 
     Args:
@@ -101,7 +103,7 @@ class SpectralNorm(nn.Module):
     def start(self, weight: Tensor) -> None:
         """Fit u and v to a weight for the first time, by a fixed number of iterations."""
         self._u, self._v = (part.to(weight.dtype) for part in self._iterate(weight, _FIRST_ITERATIONS, None))
-        self._fitted_to = _identity(weight)
+        self._fitted_to = _ITERATED
 
     def can_be_updated(self, weight: Tensor) -> bool:
         """Whether the next use is a training forward of a fixed number of iterations, which another may do for it."""
@@ -113,7 +115,7 @@ class SpectralNorm(nn.Module):
     def lend(self, weight: Tensor, normalized: Tensor, lender: object) -> None:
         """Give out this normalised weight, to which u and v have been fitted, until :meth:`release`."""
         if not torch.compiler.is_compiling():
-            self._fitted_to = self._lent_for = _identity(weight)
+            self._fitted_to, self._lent_for = _ITERATED, _identity(weight)
         self._lent, self._lender = normalized, lender
 
     def release(self, lender: object) -> None:
@@ -146,18 +148,24 @@ class SpectralNorm(nn.Module):
         compiling = torch.compiler.is_compiling()
         identity = _LOADED if compiling else _identity(weight)
         iterations, tol = 0, None
-        if self._fitted_to is None or not (compiling or self.training or self._fitted_to == identity):
+        anew = self._fitted_to is None or not (compiling or self.training or self._fitted_to == identity)
+        if anew and (compiling or not self._is_settled(weight)):
             iterations, tol = _REFRESH_ITERATIONS, _REFRESH_TOL
-        elif self.training and not self.frozen:
+        elif not anew and self.training and not self.frozen:
             iterations, tol = self.n_power_iterations, self.tol
         u, v = (self._u, self._v) if iterations == 0 else self._iterate(weight, iterations, tol)
         if iterations and not self.frozen:
             self._u.copy_(u)
             self._v.copy_(v)
         if not (self.frozen or compiling):  # compiled code would be traced anew for every weight
-            self._fitted_to = identity
+            self._fitted_to = identity if anew or not self.training else _ITERATED
         # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
         return u.clone(), v.clone()
+
+    def _is_settled(self, weight: Tensor) -> bool:
+        """Whether another iteration would change σ by next to nothing: it is then dropped."""
+        found = self._iterate(weight, 1, _SETTLED_TOL)
+        return all(torch.equal(new, old.to(new.dtype)) for new, old in zip(found, (self._u, self._v), strict=True))
 
     def _iterate(self, weight: Tensor, iterations: int, tol: float | None) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(weight)

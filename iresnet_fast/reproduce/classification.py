@@ -22,7 +22,7 @@ def table1(job: Job) -> Record:
     x = held_out(job, job.scale.reconstructed)
     theirs = published.TABLE1.get(job.published_set or "", {})
     rows = tuple(_row(network, x, theirs, job) for network in networks)
-    name = f"published, {job.published_set.upper()}" if job.published_set else "published"
+    name = job.published_heading
     columns = ("network", "error %", name, "reconstruction", name, "guaranteed inverse", "largest Lip(g)")
     of = f"{len(x)} of {len(job.images.test_images)} test images"
     return Record(

@@ -88,13 +88,10 @@ def _train(name: str, coeff: float | None, job: Job) -> InvertibleSequential:
     cubic = x**3 + _NOISE * torch.randn(_POINTS, 1)
     optimizer = torch.optim.AdamW(chain.parameters(), lr=_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=steps)
-    stepper = Stepper(chain, optimizer, clip=1.0)
+    stepper = Stepper(chain, optimizer, clip=1.0, schedule=schedule)
     for step in range(1, steps + 1):
         half = first(x)
-        before = stepper.taken
         stepper.step((half - cubic).square().mean() + (second(half) - x).square().mean())
-        if stepper.taken > before:
-            schedule.step()
         job.report(f"training the {name}", step, steps)
     stepper.conclude()
     return chain

@@ -75,7 +75,7 @@ SCALES = {
             {1: "mnist-small", 3: "iresnet-38"},
             {1: "mnist-flow", 3: "mnist-flow"},
             {},
-            {"epochs": 3, "schedule": "onecycle"},
+            {"epochs": 10, "schedule": "onecycle", "clip": 1.0},
             {"epochs": 2},
             reconstructed=200,
             steps=3000,
@@ -166,6 +166,11 @@ class Job:
     def published_set(self) -> str | None:
         """The set of the papers that has images of this shape and so many classes."""
         return _PUBLISHED_SETS.get((tuple(self.images.train_images.shape[1:]), self.images.n_classes))
+
+    @property
+    def published_heading(self) -> str:
+        """Of the column of published figures."""
+        return f"published, {self.published_set.upper()}" if self.published_set else "published"
 
     def classifier(self) -> tuple[dict[str, Any], TrainingConfig]:
         """Settings of the classifier with c = 0.9 and of its training, for the data.

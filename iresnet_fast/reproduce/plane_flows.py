@@ -100,13 +100,10 @@ def _train(model: nn.Module, density: Density2d, job: Job, what: str) -> int:
     generator = torch.Generator().manual_seed(job.seed + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=steps)
-    stepper = Stepper(model, optimizer, clip=1.0)
+    stepper = Stepper(model, optimizer, clip=1.0, schedule=schedule)
     log_prob = _differentiable_log_prob(model.train())
     for step in range(1, steps + 1):
-        before = stepper.taken
         stepper.step(-log_prob(density.draw(_BATCH, generator)).mean())
-        if stepper.taken > before:
-            schedule.step()
         job.report(what, step, steps)
     stepper.conclude()
     model.eval()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..whole_file import write_whole
+
 
 @dataclass(frozen=True)
 class Table:
@@ -93,9 +95,9 @@ class Record:
         """Write ``<target>.md`` and ``<target>.json`` beside the figures; returns the former's path."""
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        (folder / f"{self.target}.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / f"{self.target}.json", text + "\n")
         path = folder / f"{self.target}.md"
-        path.write_text(f"# {self.title}\n\n{self.to_markdown()}", encoding="utf-8")
+        write_whole(path, f"# {self.title}\n\n{self.to_markdown()}")
         return path
 
 

@@ -33,6 +33,7 @@ def fig2(job: Job) -> Record:
     for axis in (left, right):
         axis.axhline(1.0, color="black", lw=1)
         axis.set_xlabel("convolution, from input to output")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel("largest singular value")
         axis.set_ylim(0, None)
         axis.legend(frameon=False, fontsize=9)

@@ -51,7 +51,7 @@ def _classification(job: Job, networks: dict[str, Trained]) -> Table:
         for label, error in zip(("BN", "vanilla", "c = 0.9"), theirs, strict=True)
     )
     rows = (("BN (published: ResNet-164)", *rows[0][1:]), *rows[1:])
-    return Table("Classification error %", ("network", "ours", _heading(job), "guaranteed inverse"), rows)
+    return Table("Classification error %", ("network", "ours", job.published_heading, "guaranteed inverse"), rows)
 
 
 def _bits_per_dim(job: Job) -> Table:
@@ -72,11 +72,7 @@ def _bits_per_dim(job: Job) -> Table:
     ]
     config = job.scale.flows[job.images.train_images.shape[1]]
     rows.append((f"`{config}` here, {result.steps:,} steps", ours, None))
-    return Table("Bits per dimension of the test images", ("method", "ours", _heading(job)), tuple(rows))
-
-
-def _heading(job: Job) -> str:
-    return f"published, {job.published_set.upper()}" if job.published_set else "published"
+    return Table("Bits per dimension of the test images", ("method", "ours", job.published_heading), tuple(rows))
 
 
 @torch.no_grad()

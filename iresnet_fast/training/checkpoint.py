@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..whole_file import replacing
 
 VERSION = 1
 _MODEL, _OPTIMIZER, _AVERAGE = "model.", "optimizer.", "average."
@@ -90,7 +91,8 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from safetensors.torch import save_file  # noqa: PLC0415  (an optional package)
+    from safetensors import SafetensorError  # noqa: PLC0415  (an optional package)
+    from safetensors.torch import save_file  # noqa: PLC0415
 
     tensors = {
         prefix + name: value.detach().contiguous()
@@ -107,17 +109,11 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         if value.data_ptr() in seen and value.numel():
             tensors[name] = value.clone()
         seen.add(value.data_ptr())
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, beside, {"version": str(VERSION), "state": json.dumps(checkpoint.state)})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if type(error).__name__ == "SafetensorError":
-            raise OSError(f"{path} cannot be written: {error}") from error
-        raise
+        with replacing(path) as beside:
+            save_file(tensors, beside, {"version": str(VERSION), "state": json.dumps(checkpoint.state)})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def read(path: Path) -> Checkpoint:

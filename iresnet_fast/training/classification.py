@@ -50,8 +50,8 @@ def fit_classifier(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     steps = epochs * math.ceil(len(images) / batch_size)
-    stepper = Stepper(model, optimizer, clip=1.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
+    stepper = Stepper(model, optimizer, clip=1.0, schedule=schedule)
     model.train()
     for epoch in range(1, epochs + 1):
         total, seen = 0.0, 0
@@ -59,7 +59,6 @@ def fit_classifier(
             before = stepper.taken
             loss = stepper.step(F.cross_entropy(model(images[batch]), labels[batch]))
             if stepper.taken > before:
-                schedule.step()
                 total, seen = total + len(batch) * loss, seen + len(batch)
         if on_epoch is not None:
             on_epoch(epoch, total / seen if seen else math.nan)

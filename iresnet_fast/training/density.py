@@ -126,7 +126,7 @@ def fit_flow(
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
-    stepper = Stepper(model, optimizer, clip=clip, average=average or 0.0)
+    stepper = Stepper(model, optimizer, clip=clip, average=average or 0.0, schedule=schedule)
     losses: list[float] = []
 
     def loss_of(x: Tensor, y: Tensor | None) -> Tensor:
@@ -145,7 +145,6 @@ def fit_flow(
             before = stepper.taken
             value = stepper.step((compiled if before else loss_of)(x, y))
             if stepper.taken > before:
-                schedule.step()
                 losses.append(value)
             if on_step is not None:
                 on_step(step, value)

@@ -22,6 +22,7 @@ from ..certificate import Certificate, certify, enforce
 from ..data import ImageSplit, dequantize
 from ..data.augment import augment
 from ..models import IResNetFlow, Model, build_model, config_of
+from ..whole_file import sweep, write_whole
 from . import checkpoint as checkpoints
 from .density import hybrid_loss
 from .evaluate import Evaluation, evaluate
@@ -229,7 +230,7 @@ class _Run:
         rescale = self._config.enforce and model.config.coeff is not None
         certificate = enforce(model) if rescale else certify(model)
         if self._processes.first:
-            (self._out / CERTIFICATE).write_text(certificate.to_markdown(), encoding="utf-8")
+            write_whole(self._out / CERTIFICATE, certificate.to_markdown())
         return certificate
 
     def _evaluate(self, step: int) -> Evaluation:
@@ -263,7 +264,7 @@ class _Run:
                 "certificate": certificate.to_dict(),
                 "settings": read_settings(self._out),
             }
-            _write_whole(self._out / RESULT, json.dumps(document, indent=1, allow_nan=False))
+            write_whole(self._out / RESULT, json.dumps(document, indent=1, allow_nan=False))
         return result
 
     def _known_evaluation(self) -> Evaluation | None:
@@ -292,9 +293,11 @@ class _Run:
                 "those of the run, or another folder"
             )
         self._processes.wait()  # all have looked before one writes
-        if self._processes.first and not path.is_file():
+        if self._processes.first:
             self._out.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, text)
+            sweep(self._out)
+            if not path.is_file():
+                write_whole(path, text)
         self._processes.wait()
         if resume and last.is_file():
             found = checkpoints.read(last)
@@ -308,7 +311,7 @@ class _Run:
         path = self._out / LOG
         if self._processes.first and path.is_file():
             lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            path.write_text("".join(x for x in lines if json.loads(x)["step"] <= self._state["step"]), encoding="utf-8")
+            write_whole(path, "".join(x for x in lines if json.loads(x)["step"] <= self._state["step"]))
 
     def _log(self, **entry: Any) -> None:
         if self._processes.first:
@@ -326,13 +329,6 @@ class _Run:
             state = {**self._state, **self._stepper.counts}
             taken = checkpoints.take(self._model, self._optimizer, self._stepper.average, state)
             checkpoints.save(taken, self._out / name)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Beside it first, so that a reader finds all of it or what was there before."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 @contextmanager

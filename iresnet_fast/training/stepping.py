@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # So many steps without a finite loss and gradient in a row, and training is over.
@@ -30,6 +31,7 @@ class Stepper:
         optimizer: of any kind.
         clip: largest norm of the gradient; 0 for any.
         average: decay of an exponential moving average of the parameters; 0 for none.
+        schedule: of the learning rate; it goes on with every step that is taken.
 
     Attributes:
         taken: steps of the optimiser.
@@ -37,8 +39,16 @@ class Stepper:
         average: the averaged network, where there is one.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, *, clip: float = 0.0, average: float = 0.0) -> None:
-        self._model, self._optimizer, self._clip = model, optimizer, clip
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        clip: float = 0.0,
+        average: float = 0.0,
+        schedule: LRScheduler | None = None,
+    ) -> None:
+        self._model, self._optimizer, self._clip, self._schedule = model, optimizer, clip, schedule
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average)) if average else None
         self.load({"steps": 0, "skipped": 0, "in_a_row": 0})
         optimizer.zero_grad()
@@ -72,6 +82,8 @@ class Stepper:
             self._skip(value, norm)
         else:
             self._optimizer.step()
+            if self._schedule is not None:
+                self._schedule.step()
             self.taken, self._in_a_row, self._untrained = self.taken + 1, 0, None
             self._copy(self._buffers, self._kept)
             if self.average is not None:

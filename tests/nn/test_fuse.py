@@ -288,8 +288,8 @@ def test_recomputation_and_inverse_see_the_fused_weights():
         gradients.append([parameter.grad for parameter in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
-    before = state_of(model)
     z = model.eval().features(x.double())
+    before = state_of(model)
     torch.testing.assert_close(model.train().inverse(z.detach(), tol=1e-12), x.double(), rtol=0, atol=1e-8)
     assert same_state(model, before)
 

@@ -316,3 +316,22 @@ def test_rounding_of_actnorm_counts_what_cancels():
 def test_a_chain_takes_no_start():
     with pytest.raises(TypeError, match="x0 starts the iteration of one block"):
         small_classifier().inverse(torch.randn(1, 4, 4, 4), x0=torch.zeros(1))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sample_outside_the_range_of_the_padding_is_one_that_did_not_converge():
+    model = small_classifier(inject=3)
+    irf.certify(model)
+    with torch.no_grad():
+        z = model.features(torch.randn(3, *model.config.in_shape) / 4)
+    alone = model.solve_inverse(z)
+    z[1] = 1.0
+    with pytest.raises(ValueError, match="1 of 3 samples are outside the range"):
+        model.solve_inverse(z)
+    result = model.solve_inverse(z, on_failure="return")
+    assert result.converged.tolist() == [True, False, True]
+    assert not result.certified[1]
+    assert result.error_bound.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(result.x[[0, 2]], alone.x[[0, 2]])
+    with pytest.warns(UserWarning, match="1 of 3 samples are outside the range"):
+        model.solve_inverse(z, on_failure="warn")
