@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 CPP    := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full bench gpu-check cuda-build-check lint format clean
+.PHONY: help setup demo test test-full bench soak gpu-check cuda-build-check lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test-full: setup  ## the slow tests: installs with and without a compiler
 
 bench: setup  ## every benchmark on this machine (python -m benchmarks --help for less)
 	$(BIN)/python -m benchmarks
+
+soak: setup  ## kill jobs over files at random moments for ten minutes, and check what comes of them
+	$(BIN)/python -m benchmarks.soak --minutes 10
 
 # make gpu-check PYTHON=python3 uses that interpreter as it is; it needs no network then.
 ifeq ($(origin PYTHON),command line)

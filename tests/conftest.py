@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -10,6 +11,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 from hypothesis import settings
+
+# Its packages are optional.
+collect_ignore = [] if find_spec("pyarrow") else ["scale", "test_cli_scale.py"]
 
 settings.register_profile("iresnet_fast", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("iresnet_fast")

@@ -4,9 +4,12 @@ import contextlib
 import doctest
 import importlib
 import io
+import os
 import pkgutil
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,7 @@ MODULES = [
         "docs/density.md",
         "docs/inverting.md",
         "docs/normalisation.md",
+        "docs/scale.md",
         "docs/spectra.md",
         "docs/training.md",
     ],
@@ -43,6 +47,25 @@ def test_examples_print_what_the_documents_show(document):
         with contextlib.redirect_stdout(printed):
             exec(compile(code, document, "exec"), {})
         assert printed.getvalue() == shown
+
+
+@pytest.mark.full
+def test_the_example_of_a_job_works_as_typed(tmp_path):
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/scale.md")]
+    found = [code for text in texts for code in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)]
+    (block,) = {code for code in found if "examples/digits_table.py" in code}  # the same in both
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", block],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("images is whole\n")
 
 
 def test_files_that_the_documents_name_exist():

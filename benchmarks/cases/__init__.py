@@ -9,8 +9,9 @@ from . import (
     inverse,
     log_det,
     recompute,
+    scale,
     spectral_norm,
 )
 
-_MODULES = (conv_spectrum, conv_symbol, fixed_point_update, flow2d, inverse, log_det, recompute, spectral_norm)
+_MODULES = (conv_spectrum, conv_symbol, fixed_point_update, flow2d, inverse, log_det, recompute, scale, spectral_norm)
 CASES: dict[str, Case] = {module.CASE.name: module.CASE for module in _MODULES}
