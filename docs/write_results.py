@@ -1,6 +1,7 @@
 """Writes results.md from the result files: ``python docs/write_results.py``.
 
-A training run's ``result.json`` is kept as ``results/runs/<name>.json``, and what ``iresnet-fast reproduce`` wrote as
+What differs from the papers, and why, is ``results/<data>-<scale>/findings.md``, written by hand. A training run's
+``result.json`` is kept as ``results/runs/<name>.json``, and what ``iresnet-fast reproduce`` wrote as
 ``results/<data>-<scale>/``.
 """
 
@@ -59,6 +60,8 @@ def page() -> str:
                 parts.append(
                     f"\n### {record.target}: {record.title}\n\n{record.to_markdown(f'results/{folder.name}/')}"
                 )
+        if (notes := folder / "findings.md").is_file():
+            parts.append(f"\n### Where this differs from the papers\n\n{notes.read_text(encoding='utf-8')}")
     return "".join(parts)
 
 
