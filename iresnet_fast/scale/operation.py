@@ -161,6 +161,10 @@ def invert_table(
         TypeError: a column of another type.
 
     Example:
+        >>> import pyarrow as pa
+        >>> from iresnet_fast import scale
+        >>> model = irf.nn.InvertibleSequential(irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2, (8,)))).eval()
+        >>> z = torch.tensor([[0.5, -1.0], [2.0, 0.0]])
         >>> table = pa.table({"id": [1, 2], "z": pa.FixedShapeTensorArray.from_numpy_ndarray(z.numpy())})
         >>> scale.invert_table(model, table).column("converged").to_pylist()
         [True, True]
