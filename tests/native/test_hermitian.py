@@ -61,6 +61,7 @@ irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(3)).eval().inverse(torch.rand
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "sanitizers"), [("hermitian", SANITIZE), ("hermitian_team", ["-fsanitize=thread"])])
 def test_algorithms(tmp_path, name, sanitizers):
     """The team's are those of a GPU's thread block: a barrier that it lacks is a race here."""

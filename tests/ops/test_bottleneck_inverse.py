@@ -79,11 +79,12 @@ def test_opcheck(device):
     torch.library.opcheck(torch.ops.iresnet_fast.bottleneck_inverse.default, arguments)
 
 
-def test_fullgraph_compile(device):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_fullgraph_compile(device, backend):
     branch = bottleneck(dtype=torch.float32, device=device)
     y = torch.randn(2, 4, 3, 5, device=device)
 
-    @torch.compile(fullgraph=True)
+    @torch.compile(fullgraph=True, backend=backend)
     def generate(z):
         return 2 * solve(z + 1, branch, lipschitz=0.9).x
 
