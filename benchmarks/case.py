@@ -39,6 +39,7 @@ class Provider:
         counts: what its output says that it took, by name, as {"evaluations": 12}; shown beside the times.
         work: for its floor, where it does another job than the problem's.
         peer: another library, whose failure is a finding rather than a fault of the run.
+        outside: other processes do the work, so that their CPU time and memory are not measured.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Provider:
     counts: Callable[[Any], dict[str, float]] = lambda output: {}
     work: Work | None = None
     peer: bool = False
+    outside: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ class Row:
         reason: why there is no timing.
         wall: median wall time; on a GPU the time between events on the stream.
         wall_iqr: interquartile range of it.
-        cpu: median CPU time of all threads.
+        cpu: median CPU time of all threads; None where other processes do the work.
         rounds: timed runs.
-        peak_bytes: memory needed beyond the inputs.
+        peak_bytes: memory needed beyond the inputs; None like ``cpu``.
         speedup: over the baseline, the first provider that was measured.
         floor: the least time for the stated work at the measured ceilings.
         floor_ratio: wall over floor.
@@ -103,8 +103,8 @@ def check_provider(case: str, problem: Problem, provider: Provider, device: torc
         for inputs in problem.inputs:
             output = provider.run(inputs)
             errors.append(problem.error(provider.result(output), oracle(inputs)))
-        row.counts = provider.counts(output)
-        row.peak_bytes = machine.peak_memory(lambda: provider.run(problem.inputs[0]), device)
+        if not provider.outside:
+            row.peak_bytes = machine.peak_memory(lambda: provider.run(problem.inputs[0]), device)
     except Exception as error:
         row.status, row.reason = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         return row
@@ -121,36 +121,41 @@ def _time(able: Sequence[tuple[Row, Provider]], problem: Problem, device: torch.
     """Time the providers in turn, A B C A B C …, each run on the next input and with cold caches."""
     walls: dict[str, list[float]] = {row.provider: [] for row, _ in able}
     cpus: dict[str, list[float]] = {row.provider: [] for row, _ in able}
+    counts: dict[str, list[dict[str, float]]] = {row.provider: [] for row, _ in able}
     started, rounds = time.perf_counter(), 0
     while able and rounds < _MAX_ROUNDS and (rounds < _MIN_ROUNDS or time.perf_counter() - started < budget):
         inputs = problem.inputs[rounds % len(problem.inputs)]
         for row, provider in able:
-            wall, cpu = _timed_run(provider, inputs, device)
+            wall, cpu, found = _timed_run(provider, inputs, device)
             walls[row.provider].append(wall)
             cpus[row.provider].append(cpu)
+            counts[row.provider].append(found)
         rounds += 1
-    for row, _ in able:
+    for row, provider in able:
         lower, row.wall, upper = statistics.quantiles(walls[row.provider], n=4)
         row.wall_iqr = upper - lower
-        row.cpu = statistics.median(cpus[row.provider])
+        row.cpu = None if provider.outside else statistics.median(cpus[row.provider])
+        row.counts = {
+            name: statistics.median(found[name] for found in counts[row.provider]) for name in counts[row.provider][0]
+        }
         row.rounds = rounds
 
 
-def _timed_run(provider: Provider, inputs: Any, device: torch.device) -> tuple[float, float]:
+def _timed_run(provider: Provider, inputs: Any, device: torch.device) -> tuple[float, float, dict[str, float]]:
     machine.flush_caches(device)
     cpu = time.process_time()
     if device.type == "cuda":
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
-        provider.run(inputs)
+        output = provider.run(inputs)
         last.record()
         last.synchronize()
         wall = first.elapsed_time(last) / 1e3
     else:
         started = time.perf_counter()
-        provider.run(inputs)
+        output = provider.run(inputs)
         wall = time.perf_counter() - started
-    return wall, time.process_time() - cpu
+    return wall, time.process_time() - cpu, provider.counts(output)
 
 
 def _floor(work: Work | None, device: torch.device) -> float | None:

@@ -102,7 +102,7 @@ def _launch(engine: str, workers: int, folder: Path) -> Callable[[_Set], dict[st
         shutil.rmtree(out, ignore_errors=True)
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
         options = ["--input", given.file, "--output", out, "--engine", engine, "--tol", _TOL, "--batch-size", _BATCH]
-        options += ["--shard-rows", _BATCH, "--threads", 1, *(["--workers", workers] if engine == "ray" else [])]
+        options += ["--shard-rows", 3 * _BATCH, "--threads", 1, *(["--workers", workers] if engine == "ray" else [])]
         command = [*(launch if engine == "torchrun" else []), "-m", "iresnet_fast", "invert", folder / "net", *options]
         began = time.time()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -129,6 +129,7 @@ def _workers(n: int, folder: Path) -> Problem:
             result=lambda output: _read(output["out"]),
             counts=lambda output: {key: output[key] for key in (_START, _STEADY)},
             missing=missing,
+            outside=True,
         )
         for engine, missing in engines
         for workers in (1, 2)
@@ -151,7 +152,7 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
     with TemporaryDirectory() as folder:
         yield _overhead(device, 256 if quick else 2048, Path(folder))
         if device.type == "cpu" and not quick:
-            yield _workers(4096, Path(folder))
+            yield _workers(96 * _BATCH, Path(folder))
 
 
 CASE = Case("scale", "Jobs over files of latents: inverse with bounds, read and written", _problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from ..certificate import enforce
 from ..data import Density2d, density2d
 from ..models import IResNetFlow
 from ..report.figures import new_figure
+from ..training import checkpoint as checkpoints
 from ..training.stepping import Stepper
 from .job import Job
 from .record import Table
@@ -27,7 +29,10 @@ SETTINGS = {"batch_size": _BATCH, "lr": _RATE, "hidden": _HIDDEN, "clip": 1.0}
 def compare(job: Job) -> Table:
     """Held-out nats of every flow, and ``plane.png``: the data, and what each flow learned of it.
 
+    Flows that an earlier call has trained are taken from the folder.
+
     Raises:
+        ValueError: the folder has flows that were trained otherwise.
         ModuleNotFoundError: zuko or normflows is not installed.
     """
     flows = _flows()
@@ -42,9 +47,7 @@ def compare(job: Job) -> Table:
         for axis, (label, make) in zip(row[1:], flows.items(), strict=True):
             torch.manual_seed(job.seed)
             model = make()
-            started = time.process_time()
-            skipped = _train(model, density, job, f"{label}, {name}")
-            seconds = time.process_time() - started
+            seconds, skipped = _trained(model, density, job, f"{label}, {name}")
             log_prob = _log_prob(model)
             held_out = density.sample(job.scale.samples, seed=99)
             found = -float(torch.cat([log_prob(part) for part in held_out.split(_TOGETHER)]).mean())
@@ -94,6 +97,32 @@ def _flows() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
+def _trained(model: nn.Module, density: Density2d, job: Job, what: str) -> tuple[float, int]:
+    """Train a flow, or take what was trained from the folder; CPU seconds that it took, and steps skipped."""
+    name = what.replace(", ", "-").replace(" ", "-")
+    path = job.out / f"runs-{job.scale.name}" / "plane" / f"{name}.safetensors"
+    settings = json.loads(json.dumps({**SETTINGS, "steps": job.scale.steps, "seed": job.seed}))
+    if path.is_file():
+        found = checkpoints.read(path)
+        if found.state["settings"] != settings:
+            raise ValueError(
+                f"{path} was trained with {found.state['settings']}, not {settings}. Remedy: another folder, or "
+                "without that file"
+            )
+        checkpoints.load_into(model, found.model)
+    else:
+        started = time.process_time()
+        skipped = _train(model, density, job, what)
+        state = {"settings": settings, "seconds": time.process_time() - started, "skipped": skipped}
+        found = checkpoints.Checkpoint(model.state_dict(), {}, {}, state)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.save(found, path)
+    model.eval()
+    if isinstance(model, IResNetFlow):
+        enforce(model)
+    return found.state["seconds"], found.state["skipped"]
+
+
 def _train(model: nn.Module, density: Density2d, job: Job, what: str) -> int:
     """The same steps for every flow; returns how many were skipped."""
     steps = job.scale.steps
@@ -106,9 +135,6 @@ def _train(model: nn.Module, density: Density2d, job: Job, what: str) -> int:
         stepper.step(-log_prob(density.draw(_BATCH, generator)).mean())
         job.report(what, step, steps)
     stepper.conclude()
-    model.eval()
-    if isinstance(model, IResNetFlow):
-        enforce(model)
     return stepper.skipped
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from iresnet_fast.cli import app
 from iresnet_fast.data import ImageSplit, load_digits
 from iresnet_fast.reference.conv_spectrum import conv_singular_values
-from iresnet_fast.reproduce import SCALES, TARGETS, Job, Record, Table, published
+from iresnet_fast.reproduce import SCALES, TARGETS, Job, Record, Table, plane_flows, published
 from iresnet_fast.reproduce.job import NETWORKS
 from iresnet_fast.reproduce.singular_values import largest_singular_values
 from tests.helpers import small_classifier
@@ -92,6 +93,23 @@ def test_colour_images_and_networks_that_pad(tmp_path):
     bounded = [row for row in curve if row[3] is not None]
     assert len(bounded) > len(curve) / 2
     assert all(error <= bound for _, _, error, bound in bounded)
+
+
+def test_flows_in_the_plane_are_trained_once(tmp_path, monkeypatch):
+    pytest.importorskip("zuko")
+    pytest.importorskip("normflows")
+    few = replace(SCALES["smoke"], steps=3, samples=50)
+    chosen = {name: make for name, make in plane_flows._flows().items() if name in ("MAF", "Glow", plane_flows.OURS)}
+    monkeypatch.setattr(plane_flows, "_flows", lambda: chosen)
+    first = plane_flows.compare(job(tmp_path, data=None, scale=few))
+    picture = (tmp_path / "plane.png").read_bytes()
+    assert [row[1] for row in first.rows[:3]] == list(chosen)
+    (tmp_path / "plane.png").unlink()
+    again = plane_flows.compare(job(tmp_path, data=None, scale=few, report=lambda *step: pytest.fail(f"{step}")))
+    assert again == first
+    assert (tmp_path / "plane.png").read_bytes() == picture
+    with pytest.raises(ValueError, match="MAF-8gaussians.safetensors was trained with .*'steps': 3.*not.*'steps': 4"):
+        plane_flows.compare(job(tmp_path, data=None, scale=replace(few, steps=4)))
 
 
 @pytest.mark.full
