@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import gpu_check, harness, machine, readme, results
 from benchmarks.case import Problem, Promise, Provider, Work
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, scale
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -143,3 +143,10 @@ def test_gpu_check_without_a_gpu_says_so(tmp_path):
 def test_gpu_check_measures_every_case_within_eight_minutes(tmp_path):
     assert gpu_check.CASE_SECONDS.keys() == CASES.keys()
     assert sum(step.seconds for step in gpu_check.steps(tmp_path)) <= 480
+
+
+def test_pace_is_of_the_time_in_which_all_workers_work():
+    alone = [(10.0, 12.0, 100), (12.0, 14.0, 100)]
+    assert scale._pace(alone, 1) == pytest.approx(4 / 200)
+    late = [(11.0, 13.0, 100), (13.0, 17.0, 100)]  # together from 11 to 14: 150 and 125 samples
+    assert scale._pace(alone + late, 2) == pytest.approx(3 / (50 + 100 + 100 + 25))

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,8 @@ import iresnet_fast as irf
 from ..case import Case, Problem, Promise, Provider
 
 _TOL, _BATCH = 1e-5, 128
-_STEADY, _START = "steady s", "start-up s"
+_APART = 0.01  # seconds; a worker's last and next shard, whose times are rounded, never overlap by so much
+_STEADY, _START = "steady ms a sample", "start-up s"
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,23 @@ def _launch(engine: str, workers: int, folder: Path) -> Callable[[_Set], dict[st
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True, env=environment)
         records = [(path.stat().st_mtime, json.loads(path.read_text())) for path in (out / "records").iterdir()]
-        first = min(end - record["seconds"] for end, record in records)
-        last = max(end for end, _ in records)
         assert not any(record["failed"] for _, record in records)
-        return {"out": out, _START: first - began, _STEADY: last - first}
+        spans = [(end - record["seconds"], end, record["rows"]) for end, record in records]
+        return {"out": out, _START: min(spans)[0] - began, _STEADY: 1e3 * _pace(spans, workers)}
 
     return run
+
+
+def _pace(spans: Sequence[tuple[float, float, int]], workers: int) -> float:
+    """Seconds for each sample while all workers were at work, from beginnings, ends and sizes of what they did."""
+
+    def at_work(moment: float) -> int:
+        return sum(start <= moment <= end for start, end, _ in spans)
+
+    first = min(start for start, _, _ in spans if at_work(start + _APART) >= workers)
+    last = max(end for _, end, _ in spans if at_work(end - _APART) >= workers)
+    shares = ((min(end, last) - max(start, first)) / (end - start) for start, end, _ in spans)
+    return (last - first) / sum(max(0.0, share) * rows for share, (_, _, rows) in zip(shares, spans, strict=True))
 
 
 def _workers(n: int, folder: Path) -> Problem:

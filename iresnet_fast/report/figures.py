@@ -13,6 +13,7 @@ from ..certificate import Certificate, LayerSpectrum
 from .convergence import BlockConvergence
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREY = "#2563a8", "#d9662b", "#8a8f98"
@@ -34,11 +35,7 @@ def draw_reconstructions(
     everything = [("original", images, [math.nan] * len(images)), *rows]
     for row, (name, pictures, errors) in zip(axes, everything, strict=True):
         for column, axis in enumerate(row[:count]):
-            picture = pictures[column].nan_to_num(0.0).clamp(-0.5, 0.5)
-            if len(picture) == 3:
-                axis.imshow((picture.permute(1, 2, 0) + 0.5).numpy())
-            else:
-                axis.imshow(picture[0].numpy(), cmap="gray_r", vmin=-0.5, vmax=0.5)
+            _show(axis, pictures[column].nan_to_num(0.0) + 0.5)
             axis.set_xticks([])
             axis.set_yticks([])
             if not math.isnan(errors[column]):
@@ -49,15 +46,21 @@ def draw_reconstructions(
 
 
 def draw_samples(images: Tensor, path: Path) -> None:
-    """Images (n, 1, H, W) in [0, 1] in rows of twelve."""
+    """Images (n, C, H, W) in [0, 1], grey or colour, in rows of twelve."""
     columns = 12
     rows = math.ceil(len(images) / columns)
     figure = new_figure(0.8 * columns, 0.8 * rows + 0.4)
     for axis, image in zip(figure.subplots(rows, columns, squeeze=False).flat, images, strict=False):
-        axis.imshow(image[0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+        _show(axis, image)
         axis.set_axis_off()
     figure.suptitle("Samples: latents of the prior, inverted", fontsize=11)
     figure.savefig(path, dpi=130)
+
+
+def _show(axis: Axes, image: Tensor) -> None:
+    """One image (C, H, W), clamped to [0, 1]; grey ones as ink on paper."""
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    axis.imshow(pixels if len(image) == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=1)
 
 
 def draw_convergence(curves: Sequence[BlockConvergence], path: Path) -> None:

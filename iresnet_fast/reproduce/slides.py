@@ -9,14 +9,16 @@ from dataclasses import asdict
 
 import torch
 
-from ..training import train
+from ..models import IResNetFlow
+from ..report.figures import draw_samples
+from ..training import load_run, train
 from . import published
 from .classification import held_out
 from .job import CONSTRAINED, Job, Trained
 from .plane_flows import SETTINGS, compare
 from .record import Record, Table
 
-_INVERTED, _ROUNDS = 100, 3
+_INVERTED, _ROUNDS, _DRAWN = 100, 3, 36
 
 
 def slides(job: Job) -> Record:
@@ -30,7 +32,10 @@ def slides(job: Job) -> Record:
         job.scale.name,
         {**job.settings(), "flow": job.flow()[0], "flow_training": asdict(job.flow()[1]), "plane": SETTINGS},
         tables,
-        (("plane.png", "Data, and the densities that flows learned of it"),),
+        (
+            ("samples.png", "Samples of the flow whose bits per dimension are above"),
+            ("plane.png", "Data, and the densities that flows learned of it"),
+        ),
         (
             job.about_networks(),
             "Published: the cost of the inverse is 5 to 10 forward passes.",
@@ -55,15 +60,21 @@ def _classification(job: Job, networks: dict[str, Trained]) -> Table:
 
 
 def _bits_per_dim(job: Job) -> Table:
+    """Of published flows and ours, of which ``samples.png`` shows samples."""
     settings, training = job.flow()
+    folder = job.out / f"runs-{job.scale.name}" / "flow"
     result = train(
         settings,
         training,
         job.images,
-        job.out / f"runs-{job.scale.name}" / "flow",
+        folder,
         resume=True,
         on_step=lambda step, total, loss: job.report("training the flow", step, total),
     )
+    flow = load_run(folder)
+    assert isinstance(flow, IResNetFlow)
+    job.out.mkdir(parents=True, exist_ok=True)
+    draw_samples(flow.sample(_DRAWN, generator=torch.Generator().manual_seed(job.seed)), job.out / "samples.png")
     evaluation = result.evaluation
     ours = f"{evaluation.bits_per_dim:.3f} ± {evaluation.bits_standard_error:.3f}"
     index = {"mnist": 0, "cifar10": 1}.get(job.published_set or "")
