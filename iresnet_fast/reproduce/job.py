@@ -60,7 +60,7 @@ SCALES = {
     for scale in (
         Scale(
             "smoke",
-            {1: "digits", 3: "iresnet-38"},
+            {1: "digits", 3: "cifar10-small"},
             {1: "digits-flow", 3: "digits-flow"},
             {"blocks": (1, 1), "hidden": (4, 4)},
             {"epochs": 1, "lr": 1e-2},
@@ -72,10 +72,10 @@ SCALES = {
         ),
         Scale(
             "cpu",
-            {1: "mnist-small", 3: "iresnet-38"},
+            {1: "mnist-small", 3: "cifar10-small"},
             {1: "mnist-flow", 3: "mnist-flow"},
             {},
-            {"epochs": 10, "schedule": "onecycle", "clip": 1.0},
+            {"epochs": 10},
             {"epochs": 2},
             reconstructed=200,
             steps=3000,
