@@ -19,10 +19,10 @@ from ..reference.power_iteration import estimate, normalized, power_iteration
 # Power iterations at construction.
 _FIRST_ITERATIONS = 15
 # Where u and v are not those of the weight (it was loaded without them, or changed since and is now evaluated), they
-# are fitted again until σ's relative change is below this, at most so many times. Where an iteration changes σ by less
-# than the third they stay as they are, so that saving, loading and copying an evaluated model change no bit of it, even
-# where its iterations were ended by their number.
-_REFRESH_TOL, _REFRESH_ITERATIONS, _SETTLED_TOL = 1e-6, 200, 1e-5
+# are fitted again: by rounds of so many iterations, each ended early where σ's relative change is below the first,
+# until they are settled, which is that one iteration changes σ by less than the last. Settled vectors stay as they are,
+# so that saving, loading and copying an evaluated model change no bit of it.
+_REFRESH_TOL, _REFRESH_ITERATIONS, _REFRESH_ROUNDS, _SETTLED_TOL = 1e-6, 200, 20, 1e-5
 # What u and v were last fitted to, where that is no weight, so that they are fitted at the next use in evaluation mode:
 # they came with theirs from a state dict, or had a training forward's few iterations.
 _LOADED, _ITERATED = (0, -1), (0, -2)
@@ -102,7 +102,7 @@ class SpectralNorm(nn.Module):
 
     def start(self, weight: Tensor) -> None:
         """Fit u and v to a weight for the first time, by a fixed number of iterations."""
-        self._u, self._v = (part.to(weight.dtype) for part in self._iterate(weight, _FIRST_ITERATIONS, None))
+        self._u, self._v = self._iterate(weight, (self._u, self._v), _FIRST_ITERATIONS, None)
         self._fitted_to = _ITERATED
 
     def can_be_updated(self, weight: Tensor) -> bool:
@@ -147,14 +147,13 @@ class SpectralNorm(nn.Module):
         """U and v for this use: iterated as the mode asks, and written back unless frozen."""
         compiling = torch.compiler.is_compiling()
         identity = _LOADED if compiling else _identity(weight)
-        iterations, tol = 0, None
         anew = self._fitted_to is None or not (compiling or self.training or self._fitted_to == identity)
-        if anew and (compiling or not self._is_settled(weight)):
-            iterations, tol = _REFRESH_ITERATIONS, _REFRESH_TOL
-        elif not anew and self.training and not self.frozen:
-            iterations, tol = self.n_power_iterations, self.tol
-        u, v = (self._u, self._v) if iterations == 0 else self._iterate(weight, iterations, tol)
-        if iterations and not self.frozen:
+        u, v = self._u, self._v
+        if anew:
+            u, v = self._fitted(weight)
+        elif self.training and not self.frozen:
+            u, v = self._iterate(weight, (u, v), self.n_power_iterations, self.tol)
+        if u is not self._u and not self.frozen:
             self._u.copy_(u)
             self._v.copy_(v)
         if not (self.frozen or compiling):  # compiled code would be traced anew for every weight
@@ -162,16 +161,32 @@ class SpectralNorm(nn.Module):
         # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
         return u.clone(), v.clone()
 
-    def _is_settled(self, weight: Tensor) -> bool:
-        """Whether another iteration would change σ by next to nothing: it is then dropped."""
-        found = self._iterate(weight, 1, _SETTLED_TOL)
-        return all(torch.equal(new, old.to(new.dtype)) for new, old in zip(found, (self._u, self._v), strict=True))
+    def _fitted(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """U and v that are settled; in compiled code, which cannot look at them, those of one round."""
+        vectors = (self._u, self._v)
+        if torch.compiler.is_compiling():
+            return self._iterate(weight, vectors, _REFRESH_ITERATIONS, _REFRESH_TOL)
+        finite = bool(torch.isfinite(weight).all())  # NaN would settle never
+        for _ in range(_REFRESH_ROUNDS if finite else 0):
+            if self._is_settled(weight, vectors):
+                break
+            vectors = self._iterate(weight, vectors, _REFRESH_ITERATIONS, _REFRESH_TOL)
+        return vectors
 
-    def _iterate(self, weight: Tensor, iterations: int, tol: float | None) -> tuple[Tensor, Tensor]:
+    def _is_settled(self, weight: Tensor, vectors: tuple[Tensor, Tensor]) -> bool:
+        """Whether another iteration would change σ by next to nothing: it is then dropped."""
+        tol = max(_SETTLED_TOL, torch.finfo(self._u.dtype).eps)
+        return all(map(torch.equal, self._iterate(weight, vectors, 1, tol), vectors))
+
+    def _iterate(
+        self, weight: Tensor, vectors: tuple[Tensor, Tensor], iterations: int, tol: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both in their own dtype, as they are kept."""
         dtype = _compute_dtype(weight)
         with torch.autocast(weight.device.type, enabled=False):
-            vectors = (self._u.to(dtype), self._v.to(dtype))
-            return power_iteration(weight.detach().to(dtype), *vectors, iterations, self.geometry, tol)
+            u, v = (part.to(dtype) for part in vectors)
+            u, v = power_iteration(weight.detach().to(dtype), u, v, iterations, self.geometry, tol)
+        return u.to(vectors[0].dtype), v.to(vectors[1].dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -244,6 +244,21 @@ def test_saving_keeps_every_bit_where_iterations_were_ended_by_their_number():
         assert torch.equal(layers[1](x), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saving_keeps_every_bit_where_singular_values_lie_close(dtype):
+    """Two hundred iterations, a round, do not settle these vectors."""
+    layers = [irf.nn.spectral_norm(nn.Linear(8, 8, dtype=dtype), 0.1) for _ in range(2)]
+    norm = irf.nn.find_spectral_norm(layers[0])
+    with torch.no_grad():
+        layers[0].parametrizations.weight.original.copy_(torch.diag(torch.tensor([1.0, 0.99, *[0.5] * 6])))
+        for vector in (norm._u, norm._v):
+            vector.copy_(torch.nn.functional.normalize(torch.tensor([0.07, 1.0, *[0.5] * 6]), dim=0))
+    x = torch.randn(3, 8, dtype=dtype)
+    expected = layers[0].eval()(x)
+    layers[1].eval().load_state_dict(layers[0].state_dict())
+    assert torch.equal(layers[1](x), expected)
+
+
 def test_resuming_training_keeps_every_bit():
     def steps(model, n, seed):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

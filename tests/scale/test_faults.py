@@ -87,6 +87,7 @@ def kill(process):
 def job(tmp_path_factory):
     """A folder with a network and 3000 latents of it in three files, and the results of an undisturbed job."""
     folder = tmp_path_factory.mktemp("faults")
+    torch.manual_seed(0)
     model = small_classifier(inject=3)
     model.save_pretrained(folder / "net")
     generator = np.random.default_rng(0)
