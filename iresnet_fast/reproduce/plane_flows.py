@@ -15,7 +15,7 @@ from ..data import Density2d, density2d
 from ..models import IResNetFlow
 from ..report.figures import new_figure
 from ..training import checkpoint as checkpoints
-from ..training.stepping import Stepper
+from ..training.stepping import DivergedError, Stepper
 from .job import Job
 from .record import Table
 
@@ -45,14 +45,12 @@ def compare(job: Job) -> Table:
         row[0].hist2d(*density.sample(100_000).T.numpy(), bins=_CELLS, range=[window, window], cmap="magma")
         row[0].set_ylabel(name, fontsize=10)
         for axis, (label, make) in zip(row[1:], flows.items(), strict=True):
-            torch.manual_seed(job.seed)
-            model = make()
-            seconds, skipped = _trained(model, density, job, f"{label}, {name}")
+            model, state = _trained(make, density, job, f"{label}, {name}")
             log_prob = _log_prob(model)
             held_out = density.sample(job.scale.samples, seed=99)
             found = -float(torch.cat([log_prob(part) for part in held_out.split(_TOGETHER)]).mean())
             size = sum(parameter.numel() for parameter in model.parameters())
-            rows.append((name, label, found, density.entropy, f"{size:,}", seconds, skipped))
+            rows.append((name, label, found, density.entropy, f"{size:,}", state["lr"], state["seconds"]))
             ticks = (torch.arange(_CELLS) + 0.5) / _CELLS * 2 * density.extent - density.extent
             grid = torch.cat([log_prob(part) for part in torch.cartesian_prod(ticks, ticks).split(_TOGETHER)])
             axis.imshow(grid.exp().view(_CELLS, _CELLS).T.numpy(), origin="lower", extent=window * 2, cmap="magma")
@@ -63,8 +61,8 @@ def compare(job: Job) -> Table:
             axis.set_title(label if row is axes[0] else "", fontsize=10)
     job.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(job.out / "plane.png", dpi=130)
-    columns = ("density", "flow", "nats held out", "entropy", "parameters", "CPU seconds", "steps skipped")
-    title = f"Negative log-likelihood after {job.scale.steps:,} steps of {_BATCH}, AdamW, one cycle to {_RATE:g}"
+    columns = ("density", "flow", "nats held out", "entropy", "parameters", "highest rate", "CPU seconds")
+    title = f"Negative log-likelihood after {job.scale.steps:,} steps of {_BATCH}, AdamW, one cycle"
     return Table(title, columns, tuple(rows))
 
 
@@ -97,8 +95,16 @@ def _flows() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
-def _trained(model: nn.Module, density: Density2d, job: Job, what: str) -> tuple[float, int]:
-    """Train a flow, or take what was trained from the folder; CPU seconds that it took, and steps skipped."""
+def _trained(
+    make: Callable[[], nn.Module], density: Density2d, job: Job, what: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train a flow, or take what was trained from the folder; with the rate and the CPU seconds that it took.
+
+    Where steps diverge it starts again at half the rate.
+
+    Raises:
+        DivergedError: small rates do not help.
+    """
     name = what.replace(", ", "-").replace(" ", "-")
     path = job.out / f"runs-{job.scale.name}" / "plane" / f"{name}.safetensors"
     settings = json.loads(json.dumps({**SETTINGS, "steps": job.scale.steps, "seed": job.seed}))
@@ -109,33 +115,43 @@ def _trained(model: nn.Module, density: Density2d, job: Job, what: str) -> tuple
                 f"{path} was trained with {found.state['settings']}, not {settings}. Remedy: another folder, or "
                 "without that file"
             )
+        model = make()
         checkpoints.load_into(model, found.model)
     else:
-        started = time.process_time()
-        skipped = _train(model, density, job, what)
-        state = {"settings": settings, "seconds": time.process_time() - started, "skipped": skipped}
+        started, rate = time.process_time(), _RATE
+        while True:
+            try:
+                model = _train(make, density, job, what, rate)
+                break
+            except DivergedError:
+                rate /= 2
+                if rate < _RATE / 50:
+                    raise
+        state = {"settings": settings, "seconds": time.process_time() - started, "lr": rate}
         found = checkpoints.Checkpoint(model.state_dict(), {}, {}, state)
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.save(found, path)
     model.eval()
     if isinstance(model, IResNetFlow):
         enforce(model)
-    return found.state["seconds"], found.state["skipped"]
+    return model, found.state
 
 
-def _train(model: nn.Module, density: Density2d, job: Job, what: str) -> int:
-    """The same steps for every flow; returns how many were skipped."""
+def _train(make: Callable[[], nn.Module], density: Density2d, job: Job, what: str, rate: float) -> nn.Module:
+    """The same steps for every flow."""
+    torch.manual_seed(job.seed)
+    model = make()
     steps = job.scale.steps
     generator = torch.Generator().manual_seed(job.seed + 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=steps)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
     stepper = Stepper(model, optimizer, clip=1.0, schedule=schedule)
     log_prob = _differentiable_log_prob(model.train())
     for step in range(1, steps + 1):
         stepper.step(-log_prob(density.draw(_BATCH, generator)).mean())
         job.report(what, step, steps)
     stepper.conclude()
-    return stepper.skipped
+    return model
 
 
 def _differentiable_log_prob(model: nn.Module) -> Callable[[Tensor], Tensor]:
