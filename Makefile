@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 CPP    := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full bench soak gpu-check cuda-build-check lint format clean
+.PHONY: help setup demo test test-full bench docs soak gpu-check cuda-build-check lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test-full: setup  ## the slow tests: installs with and without a compiler
 
 bench: setup  ## every benchmark on this machine (python -m benchmarks --help for less)
 	$(BIN)/python -m benchmarks
+
+docs: setup  ## the site, in build/docs; a warning is an error
+	$(BIN)/sphinx-build -W -q -b html docs build/docs
 
 soak: setup  ## kill jobs over files at random moments for ten minutes, and check what comes of them
 	$(BIN)/python -m benchmarks.soak --minutes 10

@@ -17,7 +17,7 @@ class LogDet:
     Attributes:
         value: (B,) log|det J|; differentiable where gradients are recorded.
         standard_error: (B,) of ``value``, measured over the probes: 0 where it is exact, NaN with a single probe.
-        bias_bound: proven bound of |E[value] − log|det J||: 0 where it is exact or unbiased; NaN for a truncated
+        bias_bound: proven bound of ``|E[value] − log|det J||``: 0 where it is exact or unbiased; NaN for a truncated
             series without a proven Lipschitz constant.
         finite_variance: whether the variance is proven to be finite; None without a proven Lipschitz constant.
         n_vjps: vector–Jacobian products that it took.

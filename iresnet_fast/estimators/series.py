@@ -101,7 +101,7 @@ class Series(ABC):
 class PowerSeries(Series):
     """The first terms of the series (Behrmann et al. 2019, Section 3): fast, and biased.
 
-    |bias| ≤ D·(−ln(1−L) − Σ_{k≤n} L^k/k) for samples of D values; the result carries this bound.
+    ``|bias| ≤ D·(−ln(1−L) − Σ_{k≤n} L^k/k)`` for samples of D values; the result carries this bound.
 
     Args:
         n_terms: terms, each of which is a vector–Jacobian product.

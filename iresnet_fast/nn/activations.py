@@ -52,6 +52,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
+"""Activations by name; all are 1-Lipschitz."""
 
 
 def make_activation(name: str) -> nn.Module:

@@ -51,7 +51,7 @@ def power_iteration(
 ) -> PowerIteration:
     """Iterate u ← W v/‖W v‖, v ← Wᵀ u/‖Wᵀ u‖ and normalise the weights, for all layers together.
 
-    The numbers are those of :func:`iresnet_fast.reference.power_iteration.power_iteration` layer by layer, up to
+    The numbers are those of ``reference.power_iteration`` layer by layer, up to
     rounding; u and v are held constant in the gradient dW = (1/s)·[G − 1{σ>c}·(⟨G, W̄⟩/c)·∇σ], s = max(1, σ/c) (Gouk
     et al. 2018). On CUDA with Triton, float32 and convolutions of stride and dilation 1, groups 1 and zero padding,
     2n + 1 launches serve any number of layers, and two the gradient of an autograd node; on a CPU the same layers run

@@ -3,7 +3,7 @@
 from .arguments import ON_FAILURE
 from .fixed_point import invert_residual
 from .implicit import attach_gradient
-from .precision import autocast_settings, evaluation_precision
+from .precision import Precision, autocast_settings, evaluation_precision
 from .result import ROUNDING, InverseResult, NotConvergedError, conclude, sample_norms
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ROUNDING",
     "InverseResult",
     "NotConvergedError",
+    "Precision",
     "attach_gradient",
     "autocast_settings",
     "conclude",
