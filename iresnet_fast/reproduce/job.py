@@ -75,7 +75,7 @@ SCALES = {
             {1: "mnist-small", 3: "cifar10-small"},
             {1: "mnist-flow", 3: "mnist-flow"},
             {},
-            {"epochs": 10},
+            {"epochs": 10, "clip": 1.0},
             {"epochs": 2},
             reconstructed=200,
             steps=3000,
