@@ -70,16 +70,17 @@ def start(engine, folder, out, *more, **options):
 def finish(engine, folder, out, *more, expect=0, **options):
     process = start(engine, folder, out, *more, **options)
     text, _ = process.communicate(timeout=240)
-    while expect == 0 and "is being written by" in text:  # by a worker that was starting when its launch was killed
-        time.sleep(2)
-        process = start(engine, folder, out, *more, **options)
-        text, _ = process.communicate(timeout=240)
     assert process.returncode == expect, text
     return text
 
 
 def kill(process):
+    """The process, and workers that were too young to know that they end with it: they would do all that is left."""
     os.killpg(process.pid, signal.SIGKILL)
+    out = process.args[process.args.index("--output") + 1]
+    for pid, (_, line) in _processes().items():
+        if f"--output {out} " in line:
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
 
 
@@ -187,24 +188,30 @@ def _wait_for_shards(process, out, count, seconds=200):
     """Until there are so many, or the time is over."""
     deadline = time.monotonic() + seconds
     while _shards(out) < count and time.monotonic() < deadline:
-        assert process.poll() is None or "is being written" in process.stdout.read()
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
+
+
+def _processes():
+    """Parent and command line of every process."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit():
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                found[int(entry.name)] = parent, (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it has ended
+    return found
 
 
 def _worker(parent, name):
     """A process below another whose command line has the name."""
-    parents, commands = {}, {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit():
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                commands[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue  # it has ended
+    processes = _processes()
     below = {parent}
-    while more := {pid for pid, of in parents.items() if of in below} - below:
+    while more := {pid for pid, (of, _) in processes.items() if of in below} - below:
         below |= more
-    return next(pid for pid in sorted(below - {parent}, reverse=True) if name in commands[pid])
+    return next(pid for pid in sorted(below - {parent}, reverse=True) if name in processes[pid][1])
 
 
 def test_two_jobs_at_once(job, tmp_path):
