@@ -77,6 +77,25 @@ class Promise:
 
 
 @dataclass(frozen=True)
+class Study:
+    """The place of a problem in a study of how a cost grows.
+
+    Attributes:
+        name: of the study: its problems are the points of one plot.
+        axis: what grows, with its unit.
+        value: of it in this problem.
+        slope: of the cost against it, both on logarithmic scales, that theory states for the work.
+        of: the cost: ``"wall"`` or a name of the providers' counts.
+    """
+
+    name: str
+    axis: str
+    value: float
+    slope: float
+    of: str = "wall"
+
+
+@dataclass(frozen=True)
 class Problem:
     """One size of a case: a group of rows.
 
@@ -88,6 +107,7 @@ class Problem:
         work: for the floor; None where none is stated.
         promises: checked after measuring.
         threads: of the CPU; None for torch's own number.
+        study: where the problem is a point of one.
     """
 
     name: str
@@ -97,6 +117,7 @@ class Problem:
     work: Work | None = None
     promises: Sequence[Promise] = field(default_factory=tuple)
     threads: int | None = None
+    study: Study | None = None
 
     def error(self, found: Tensor, exact: Tensor) -> float:
         """Largest absolute difference over the largest exact value; infinite where the shapes differ or NaN."""

@@ -36,12 +36,15 @@ class Row:
         rounds: timed runs.
         peak_bytes: memory needed beyond the inputs; None like ``cpu``.
         speedup: over the baseline, the first provider that was measured.
-        floor: the least time for the stated work at the measured ceilings.
+        work: the least work (flops, bytes, dtype) with the ceilings (flops_per_s, bytes_per_s) that it was held
+            against; None where it is not stated.
+        floor: the least time for that work at the measured ceilings.
         floor_ratio: wall over floor.
         threads: of the CPU.
         counts: what it took besides time, by name.
         peer: whether it is another library.
         promises: each with what was promised and achieved, and whether it is met.
+        study: the problem's place in a study of scaling, or None.
     """
 
     case: str
@@ -57,12 +60,14 @@ class Row:
     rounds: int = 0
     peak_bytes: int | None = None
     speedup: float | None = None
+    work: dict[str, Any] | None = None
     floor: float | None = None
     floor_ratio: float | None = None
     threads: int = 0
     counts: dict[str, float] = field(default_factory=dict)
     peer: bool = False
     promises: list[dict[str, Any]] = field(default_factory=list)
+    study: dict[str, Any] | None = None
 
 
 def measure(case: str, problem: Problem, device: torch.device, budget: float) -> list[Row]:
@@ -77,14 +82,16 @@ def measure(case: str, problem: Problem, device: torch.device, budget: float) ->
             (row, provider) for row, provider in zip(rows, problem.providers, strict=True) if row.status == "measured"
         ]
         _time(able, problem, device, budget)
-        floors = [_floor(provider.work or problem.work, device) for provider in problem.providers]
+        works = [_held_against_ceilings(provider.work or problem.work, device) for provider in problem.providers]
     baseline = next((row.wall for row in rows if row.wall is not None), None)
-    for row, floor in zip(rows, floors, strict=True):
+    for row, work in zip(rows, works, strict=True):
         row.threads = problem.threads or torch.get_num_threads()
-        row.floor = floor
+        row.study = asdict(problem.study) if problem.study else None
+        row.work = work
+        row.floor = max(work["flops"] / work["flops_per_s"], work["bytes"] / work["bytes_per_s"]) if work else None
         if row.wall is not None:
             row.speedup = baseline / row.wall if baseline is not None else None
-            row.floor_ratio = row.wall / floor if floor else None
+            row.floor_ratio = row.wall / row.floor if row.floor else None
     by_name = {row.provider: row for row in rows}
     for promise in problem.promises:
         by_name[promise.provider].promises.append(_judge(promise, by_name))
@@ -158,13 +165,17 @@ def _timed_run(provider: Provider, inputs: Any, device: torch.device) -> tuple[f
     return wall, time.process_time() - cpu, provider.counts(output)
 
 
-def _floor(work: Work | None, device: torch.device) -> float | None:
+def _held_against_ceilings(work: Work | None, device: torch.device) -> dict[str, Any] | None:
     if work is None:
         return None
     threads = torch.get_num_threads()
-    computing = work.flops / machine.matrix_rate(device.type, threads, work.dtype)
-    moving = work.bytes / machine.bandwidth(device.type, threads)
-    return max(computing, moving)
+    return {
+        "flops": work.flops,
+        "bytes": work.bytes,
+        "dtype": str(work.dtype).removeprefix("torch."),
+        "flops_per_s": machine.matrix_rate(device.type, threads, work.dtype),
+        "bytes_per_s": machine.bandwidth(device.type, threads),
+    }
 
 
 def _judge(promise: Promise, rows: dict[str, Row]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from iresnet_fast.report.numbers import counts, error, factor, promised, seconds
+
 from . import results
-from .table import counts, factor, promised_numbers, seconds
 
 README = Path(__file__).parent.parent / "README.md"
 _BEGIN, _END = "<!-- results: written by python -m benchmarks.readme -->", "<!-- end of results -->"
@@ -48,12 +49,12 @@ def _heading(*names: str) -> str:
 def _row(row: dict[str, Any]) -> str:
     cells = (row["case"], row["problem"], row["provider"], seconds(row["wall"]), factor(row["speedup"]))
     last = (factor(row["floor_ratio"]), counts(row.get("counts", {})))
-    return f"| {' | '.join(cells)} | {row['error']:.1e} | {' | '.join(last)} |"
+    return f"| {' | '.join(cells)} | {error(row['error'])} | {' | '.join(last)} |"
 
 
 def _promise(row: dict[str, Any], promise: dict[str, Any]) -> str:
     cells = (f"{row['provider']}, {row['problem']}", promise["against"] or "–", promise["of"])
-    return f"| {' | '.join((*cells, *promised_numbers(promise)))} | {promise['verdict']} |"
+    return f"| {' | '.join((*cells, *promised(promise)))} | {promise['verdict']} |"
 
 
 if __name__ == "__main__":

@@ -10,8 +10,20 @@ from . import (
     log_det,
     recompute,
     scale,
+    scaling,
     spectral_norm,
 )
 
-_MODULES = (conv_spectrum, conv_symbol, fixed_point_update, flow2d, inverse, log_det, recompute, scale, spectral_norm)
+_MODULES = (
+    conv_spectrum,
+    conv_symbol,
+    fixed_point_update,
+    flow2d,
+    inverse,
+    log_det,
+    recompute,
+    scale,
+    scaling,
+    spectral_norm,
+)
 CASES: dict[str, Case] = {module.CASE.name: module.CASE for module in _MODULES}

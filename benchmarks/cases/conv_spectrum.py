@@ -36,6 +36,13 @@ def _half_spectrum(weight: Tensor, n: int) -> Tensor:
     return torch.linalg.svdvals(symbol)
 
 
+def values_work(c: int, n: int) -> Work:
+    """Of all singular values: one matrix c × c for each of the frequencies that differ."""
+    frequencies = (n * n + (4 if n % 2 == 0 else 1)) // 2
+    # Eigenvalues of c×c complex matrices: 4/3 c³ complex multiply-adds of 8 operations to tridiagonal form.
+    return Work(frequencies * 16 / 3 * c**3, torch.float64, 8 * c * c * 9 + 8 * c * n * n)
+
+
 def _problem(c: int, n: int, promised: bool, device: torch.device) -> Problem:
     inputs = [torch.randn(c, c, 3, 3, dtype=torch.float64, device=device) for _ in range(2)]
     exact = {id(weight): _numpy(weight, n) for weight in inputs}
@@ -57,7 +64,6 @@ def _problem(c: int, n: int, promised: bool, device: torch.device) -> Problem:
             name, lambda weight: irf.conv_singular_values(weight, (n, n), driver=driver), 1e-9, missing=missing
         )
 
-    frequencies = (n * n + (4 if n % 2 == 0 else 1)) // 2
     promises = []
     if promised and device.type == "cpu":
         values, proof = _SIZES[c, n]
@@ -93,11 +99,10 @@ def _problem(c: int, n: int, promised: bool, device: torch.device) -> Problem:
                 prove,
                 0,
                 oracle=lambda _: torch.ones(1, dtype=torch.float64),
-                work=Work(frequencies * 4 / 3 * c**3, torch.float64, 8 * c * c * 9),
+                work=Work(values_work(c, n).flops / 4, torch.float64, 8 * c * c * 9),
             ),
         ],
-        # Eigenvalues of c×c complex matrices: 4/3 c³ complex multiply-adds of 8 operations to tridiagonal form.
-        work=Work(frequencies * 16 / 3 * c**3, torch.float64, 8 * c * c * 9 + 8 * c * n * n),
+        work=values_work(c, n),
         promises=promises,
         threads=1,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,20 +21,20 @@ from iresnet_fast.reference.fixed_point import fixed_iterations
 from iresnet_fast.solvers import InverseResult, invert_residual, sample_norms
 from iresnet_fast.training import fit_classifier
 
-from ..case import Case, Problem, Promise, Provider, Work, compiled
+from ..case import Case, Problem, Promise, Provider, Study, Work, compiled
 from ..peers import INVERSES
 
 _ITERATIONS = 100
-_TOLERANCE = 1e-5
-_PAPERS, _COMPILED = f"eager, {_ITERATIONS} iterations", f"torch.compile, {_ITERATIONS} iterations"
-_PICARD, _OURS = "iresnet_fast, Picard, certified to 1e-6", "iresnet_fast, certified to 1e-6"
+TOLERANCE = 1e-5
+PAPERS, _COMPILED = f"eager, {_ITERATIONS} iterations", f"torch.compile, {_ITERATIONS} iterations"
+PICARD, OURS = "iresnet_fast, Picard, certified to 1e-6", "iresnet_fast, certified to 1e-6"
 _GENERAL, _MIXED = "iresnet_fast, general path, certified to 1e-6", "iresnet_fast, float16 first, certified to 1e-6"
 # How each of ours is asked for.
 _OPTIONS: dict[str, dict[str, Any]] = {
-    _PICARD: {"method": "picard"},
+    PICARD: {"method": "picard"},
     _GENERAL: {"path": "general"},
     _MIXED: {"iterate_in": torch.float16},
-    _OURS: {},
+    OURS: {},
 }
 
 # The official code's network, kept beside the checkout, not in it.
@@ -44,7 +44,7 @@ _OFFICIAL, _NETWORK = Path(__file__).parents[3] / "shared" / "data" / "official"
 _Solved = tuple[Tensor, list[InverseResult]]
 
 
-def _saturated(branch: nn.Module) -> InvertibleResidualBlock:
+def saturated(branch: nn.Module) -> InvertibleResidualBlock:
     """A block whose layers reach their coeff, as trained ones do."""
     for module in branch.modules():
         if find_spectral_norm(module):
@@ -53,7 +53,8 @@ def _saturated(branch: nn.Module) -> InvertibleResidualBlock:
     return InvertibleResidualBlock(branch)
 
 
-def _ours(model: nn.Module, name: str) -> Provider:
+def counted_inverse(model: nn.Module, name: str) -> Provider:
+    """One of ours for a block or a chain, with the evaluations that it takes."""
     options = _OPTIONS[name]
 
     def invert(y: Tensor) -> _Solved:
@@ -64,7 +65,7 @@ def _ours(model: nn.Module, name: str) -> Provider:
         x = model.inverse(y, progress=lambda done, total, block: blocks.append(block), **options)  # type: ignore[operator]
         return x, blocks
 
-    return Provider(name, invert, _TOLERANCE, lambda solved: solved[0], counts=_evaluations)
+    return Provider(name, invert, TOLERANCE, lambda solved: solved[0], counts=_evaluations)
 
 
 def _evaluations(solved: _Solved) -> dict[str, float]:
@@ -72,7 +73,7 @@ def _evaluations(solved: _Solved) -> dict[str, float]:
     return {"evaluations": float(torch.stack([block.evaluations for block in solved[1]]).double().mean())}
 
 
-def _papers_inverse(model: nn.Module, y: Tensor, n: int) -> Tensor:
+def papers_inverse(model: nn.Module, y: Tensor, n: int = _ITERATIONS) -> Tensor:
     """The papers' loop over a block or a chain of them."""
     chain = model if isinstance(model, irf.nn.InvertibleSequential) else [model]
     for module in reversed(list(chain)):
@@ -87,7 +88,7 @@ def _papers_inverse(model: nn.Module, y: Tensor, n: int) -> Tensor:
 
 def _once_normalised(model: nn.Module, y: Tensor, n: int) -> Tensor:
     with frozen_state(model):
-        return _papers_inverse(model, y, n)
+        return papers_inverse(model, y, n)
 
 
 def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
@@ -95,7 +96,7 @@ def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
     errors = []
     with frozen_state(model):
         for n in range(1, _ITERATIONS):
-            errors.append(float(sample_norms(_papers_inverse(model, y, n).double() - exact).max()))
+            errors.append(float(sample_norms(papers_inverse(model, y, n).double() - exact).max()))
             if errors[-1] <= 1.1 * error:
                 return n
     return 1 + errors.index(min(errors))
@@ -122,16 +123,16 @@ def _peers(model: nn.Module, shape: tuple[int, ...]) -> list[Provider]:
     providers = []
     for name, make in INVERSES.items():
         try:
-            providers.append(Provider(name, make(model.g, shape), _TOLERANCE, peer=True))
+            providers.append(Provider(name, make(model.g, shape), TOLERANCE, peer=True))
         except ImportError as error:
             reason = f"{error}: pip install '.[peers]'"
-            providers.append(Provider(name, lambda y: y, _TOLERANCE, missing=reason, peer=True))
+            providers.append(Provider(name, lambda y: y, TOLERANCE, missing=reason, peer=True))
     return providers
 
 
 def _few_evaluations(least: str) -> list[Promise]:
     """The cost of a block of a trained network."""
-    return [Promise(_OURS, None, 6, 4, quantity="value", of="evaluations")]
+    return [Promise(OURS, None, 6, 4, quantity="value", of="evaluations")]
 
 
 @torch.no_grad()
@@ -151,20 +152,20 @@ def _problem(
     exact_model: Any = copy.deepcopy(model).double()
     outputs = [model(x) for x in inputs]
     exact = {id(y): exact_model.inverse(y.double(), tol=1e-13) for y in outputs}
-    ours = _ours(model, _OURS)
+    ours = counted_inverse(model, OURS)
     is_whole = any(block.path != "general" for block in ours.run(outputs[0])[1])
     error = max(float(sample_norms(ours.run(y)[0].double() - exact[id(y)]).max()) for y in outputs)
     fewest = _fewest(model, outputs[0], exact[id(outputs[0])], error)
     least = f"eager, fewest iterations for our error ({fewest})"
     providers = [
-        Provider(_PAPERS, lambda y: _papers_inverse(model, y, _ITERATIONS), _TOLERANCE),
-        Provider(least, lambda y: _papers_inverse(model, y, fewest), _TOLERANCE),
-        Provider(f"{least}, weights normalised once", lambda y: _once_normalised(model, y, fewest), _TOLERANCE),
-        *([Provider(_COMPILED, _compiled_inverse(model), _TOLERANCE)] if compiling else []),
+        Provider(PAPERS, lambda y: papers_inverse(model, y), TOLERANCE),
+        Provider(least, lambda y: papers_inverse(model, y, fewest), TOLERANCE),
+        Provider(f"{least}, weights normalised once", lambda y: _once_normalised(model, y, fewest), TOLERANCE),
+        *([Provider(_COMPILED, _compiled_inverse(model), TOLERANCE)] if compiling else []),
         *(_peers(model, tuple(inputs[0].shape[1:])) if peers else []),
-        _ours(model, _PICARD),
-        *([_ours(model, _GENERAL)] if is_whole else []),
-        *([_ours(model, _MIXED)] if inputs[0].is_cuda else []),
+        counted_inverse(model, PICARD),
+        *([counted_inverse(model, _GENERAL)] if is_whole else []),
+        *([counted_inverse(model, _MIXED)] if inputs[0].is_cuda else []),
         ours,
     ]
     batch = len(inputs[0])
@@ -185,7 +186,7 @@ def _network(images: int, device: torch.device, *, compiling: bool) -> Problem:
     x = torch.randn(images, 3, 32, 32, device=device)
     with torch.no_grad():
         network.train()(x)
-    flops = 7 * sum(_bottleneck_flops(*block) for block in ((16, 32, 32), (64, 16, 64), (256, 8, 128)))
+    flops = 7 * sum(bottleneck_flops(*block) for block in ((16, 32, 32), (64, 16, 64), (256, 8, 128)))
     return _problem(
         "7-7-7 network",
         network,
@@ -198,7 +199,7 @@ def _network(images: int, device: torch.device, *, compiling: bool) -> Problem:
 
 def _network_promises(least: str, device: torch.device) -> list[Promise]:
     if device.type == "cpu":
-        return [Promise(_OURS, _PAPERS, 15, 25), Promise(_OURS, least, 1.2, 2)]
+        return [Promise(OURS, PAPERS, 15, 25), Promise(OURS, least, 1.2, 2)]
     return [Promise(_MIXED, None, 15e-3, 6e-3, quantity="value"), Promise(_MIXED, least, 20, 20)]
 
 
@@ -208,7 +209,7 @@ def _perceptrons(device: torch.device, quick: bool) -> Iterator[Problem]:
     batches = (1, 100, 65_536) if gpu else (1, 100, 10_000)
     for features, hidden in [(64, 128)] if quick else [(2, 64), (64, 128)]:
         for batch in batches[1:2] if quick else batches:
-            block = _saturated(LipschitzMLP(features, (hidden, hidden)))
+            block = saturated(LipschitzMLP(features, (hidden, hidden)))
             inputs = [torch.randn(batch, features, device=device) for _ in range(2)]
             yield _problem(
                 f"MLP D={features}, hidden {hidden}",
@@ -218,9 +219,9 @@ def _perceptrons(device: torch.device, quick: bool) -> Iterator[Problem]:
                 compiling=features == 64 and batch > 1,
                 peers=features == 64 and batch > 1,
                 promises=lambda least: (
-                    [Promise(_OURS, _GENERAL, 10, 30), Promise(_OURS, _PAPERS, 50, 200)]
+                    [Promise(OURS, _GENERAL, 10, 30), Promise(OURS, PAPERS, 50, 200)]
                     if gpu
-                    else [Promise(_OURS, _GENERAL, 4, 10)]
+                    else [Promise(OURS, _GENERAL, 4, 10)]
                 ),
             )
 
@@ -250,37 +251,51 @@ def _trained_officially(device: torch.device) -> Problem | None:
     )
 
 
-def _linear(name: str, matrix: Tensor, promise: Promise) -> Problem:
-    """g(x) = Wx with ‖W‖ = 0.97 in float64: only the evaluations count."""
+def linear(
+    name: str, matrix: Tensor, lipschitz: float, promises: Sequence[Promise] = (), study: Study | None = None
+) -> Problem:
+    """The inverse of x + Wx in float64, with ‖W‖ = L: only the evaluations count."""
     y = torch.randn(20, len(matrix), dtype=torch.float64, device=matrix.device)
     exact = torch.linalg.solve(torch.eye(len(matrix)).to(matrix) + matrix, y.T).T
 
     def provider(name: str, method: str) -> Provider:
         def solve(y: Tensor) -> _Solved:
-            result = invert_residual(lambda x: x @ matrix.T, y, lipschitz=0.97, method=method)
+            result = invert_residual(lambda x: x @ matrix.T, y, lipschitz=lipschitz, method=method)
             return result.x, [result]
 
-        return Provider(name, solve, _TOLERANCE, lambda solved: solved[0], counts=_evaluations)
+        return Provider(name, solve, TOLERANCE, lambda solved: solved[0], counts=_evaluations)
 
     return Problem(
-        name=f"L = 0.97, {name}, d = {len(matrix)}, float64",
+        name=name,
         inputs=[y],
         oracle=lambda y: exact,
-        providers=[provider(_PICARD, "picard"), provider(_OURS, "anderson")],
-        promises=[promise],
+        providers=[provider(PICARD, "picard"), provider(OURS, "anderson")],
+        promises=promises,
+        study=study,
     )
 
 
+def orthogonal(features: int, device: torch.device) -> Tensor:
+    """A random orthogonal matrix in float64: times L, no g of that Lipschitz constant is inverted more slowly."""
+    return torch.linalg.qr(torch.randn(features, features, dtype=torch.float64, device=device))[0]
+
+
 def _linear_problems(device: torch.device) -> Iterator[Problem]:
-    options: dict[str, Any] = {"dtype": torch.float64, "device": device}
-    v = nn.functional.normalize(torch.randn(64, **options), dim=0)
-    reflection = 0.97 * (0.1 * torch.eye(64, **options) - 1.1 * torch.outer(v, v))
-    yield _linear("one dominant mode", reflection, Promise(_OURS, _PICARD, 20, 30, of="evaluations"))
-    orthogonal = 0.97 * torch.linalg.qr(torch.randn(64, 64, **options))[0]
-    yield _linear("random orthogonal", orthogonal, Promise(_OURS, _PICARD, 1.05, 1, quantity="share", of="evaluations"))
+    d, lipschitz = 64, 0.97
+    v = nn.functional.normalize(torch.randn(d, dtype=torch.float64, device=device), dim=0)
+    reflection = 0.1 * torch.eye(d).to(v) - 1.1 * torch.outer(v, v)
+    for name, matrix, promise in (
+        ("one dominant mode", reflection, Promise(OURS, PICARD, 20, 30, of="evaluations")),
+        (
+            "random orthogonal",
+            orthogonal(d, device),
+            Promise(OURS, PICARD, 1.05, 1, quantity="share", of="evaluations"),
+        ),
+    ):
+        yield linear(f"L = {lipschitz}, {name}, d = {d}, float64", lipschitz * matrix, lipschitz, [promise])
 
 
-def _bottleneck_flops(channels: int, size: int, hidden: int) -> float:
+def bottleneck_flops(channels: int, size: int, hidden: int) -> float:
     """Operations of one evaluation per sample."""
     return 2 * size**2 * hidden * (18 * channels + hidden)
 
@@ -290,10 +305,10 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
     gpu = device.type == "cuda"
     images = 100 if gpu else 8
     for channels, size, hidden in [(16, 16, 32)] if quick else [(16, 32, 32), (64, 16, 64), (256, 8, 128)]:
-        block = _saturated(Bottleneck(channels, hidden, input_size=(size, size)))
+        block = saturated(Bottleneck(channels, hidden, input_size=(size, size)))
         inputs = [torch.randn(images, channels, size, size, device=device) for _ in range(2)]
         name = f"block {channels} ch {size}², hidden {hidden}"
-        yield _problem(name, block, inputs, _bottleneck_flops(channels, size, hidden))
+        yield _problem(name, block, inputs, bottleneck_flops(channels, size, hidden))
     yield from _perceptrons(device, quick)
     yield from _linear_problems(device)
     if not quick:

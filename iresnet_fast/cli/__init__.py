@@ -6,7 +6,7 @@ import sys
 
 from ..solvers import NotConvergedError
 from ..training import DivergedError
-from . import demo, doctor, reproduce, runs, scale  # noqa: F401  (they register their commands)
+from . import demo, doctor, report, reproduce, runs, scale  # noqa: F401  (they register their commands)
 from .application import app
 
 

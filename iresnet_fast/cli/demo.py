@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..report.demo import DemoResult, run_demo, write_results
-from ..report.page import require_packages, write_report
+from ..report.page import require_packages, write_demo_page
 from .application import app, err, make_progress
 from .application import out as standard
 
@@ -33,7 +33,7 @@ def demo(
 ) -> None:
     """Train certified invertible networks on real digits: classify, prove, invert, give likelihoods, and sample."""
     console = err if as_json else standard
-    require_packages()  # these fail now rather than after the training
+    require_packages("the demonstration", "sklearn")  # these fail now rather than after the training
     out.mkdir(parents=True, exist_ok=True)
     progress = make_progress(console)
     with progress:
@@ -44,7 +44,7 @@ def demo(
             on_step=lambda description: progress.update(task, advance=1, description=description),
         )
         write_results(result, out)
-        report = write_report(result, out)
+        report = write_demo_page(result, out)
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2, allow_nan=False))
     _print_demo(console, result)

@@ -1,4 +1,4 @@
-"""The figures of the demonstration."""
+"""Figures of images, convergence and norms, and the colours of all figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _ORANGE, _GREY = "#2563a8", "#d9662b", "#8a8f98"
+BLUE, ORANGE, GREY = "#2563a8", "#d9662b", "#8a8f98"
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -71,7 +71,7 @@ def draw_convergence(curves: Sequence[BlockConvergence], path: Path) -> None:
         axis.semilogy(
             range(len(curve.errors)),
             [max(error, 1e-17) for error in curve.errors],
-            color=_BLUE,
+            color=BLUE,
             alpha=0.55,
             lw=1.3,
             label="measured error, one line per block" if index == 0 else None,
@@ -82,17 +82,17 @@ def draw_convergence(curves: Sequence[BlockConvergence], path: Path) -> None:
         axis.semilogy(
             range(len(worst.bounds)),
             worst.bounds,
-            color=_ORANGE,
+            color=ORANGE,
             ls="--",
             lw=1.8,
             label=f"proven bound $L^n/(1-L)\\,\\|x_1-x_0\\|$, L = {worst.lipschitz:.3f}",
         )
-    axis.axhline(1.2e-7, color=_GREY, lw=1, ls=":")
+    axis.axhline(1.2e-7, color=GREY, lw=1, ls=":")
     axis.text(
         len(curves[0].errors) - 1,
         1.4e-7,
         "float32 resolution",
-        color=_GREY,
+        color=GREY,
         ha="right",
         va="bottom",
         fontsize=8,
@@ -114,9 +114,9 @@ def draw_spectra(spectra: Sequence[LayerSpectrum], path: Path) -> None:
         values = layer.values.clamp_min(1e-12).numpy()
         share = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
         label = "one line per layer" if index == 0 else None
-        axis.plot(share, values, color=_BLUE, alpha=0.5, lw=1.1, label=label)
+        axis.plot(share, values, color=BLUE, alpha=0.5, lw=1.1, label=label)
     for coeff in sorted({layer.coeff for layer in spectra}):
-        axis.axhline(coeff, color=_ORANGE, lw=1.3, ls="--", label=f"coeff = {coeff:g}")
+        axis.axhline(coeff, color=ORANGE, lw=1.3, ls="--", label=f"coeff = {coeff:g}")
     axis.set_yscale("log")
     axis.set_ylim(1e-3, None)
     axis.set_xlabel("singular values of the layer, largest first (% of them)")
@@ -131,11 +131,11 @@ def draw_norms(networks: Sequence[tuple[str, Certificate]], coeff: float, path: 
     """Proven largest singular value of every layer of each network, against 1 and the coefficient."""
     figure = new_figure(7.0, 4.0)
     axis = figure.subplots()
-    for (name, certificate), color, marker in zip(networks, (_BLUE, _ORANGE), ("o", "s"), strict=False):
+    for (name, certificate), color, marker in zip(networks, (BLUE, ORANGE), ("o", "s"), strict=False):
         norms = [layer.bound for block in certificate.blocks for layer in block.layers]
         axis.plot(range(1, len(norms) + 1), norms, marker, color=color, ms=4.5, label=name)
     axis.axhline(1.0, color="black", lw=1)
-    axis.axhline(coeff, color=_BLUE, lw=1, ls="--", label=f"coeff = {coeff}")
+    axis.axhline(coeff, color=BLUE, lw=1, ls="--", label=f"coeff = {coeff}")
     axis.set_yscale("log")
     axis.set_yticks([0.3, 0.5, 0.9, 2, 5], ["0.3", "0.5", "0.9", "2", "5"])
     axis.minorticks_off()

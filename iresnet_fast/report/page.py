@@ -1,38 +1,46 @@
-"""The demonstration's report: one HTML file that needs no other."""
+"""Pages: one HTML file each, that needs no other."""
 
 from __future__ import annotations
 
 import base64
-import importlib.util
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from . import numbers
+from .benchmark_figures import error_against_time, is_ours, roofline, scaling
+from .benchmarks import Results, Row
 from .demo import DemoResult
 from .figures import draw_convergence, draw_norms, draw_reconstructions, draw_samples
 from .inversion import relative_errors
 
+_DRAWN_WITH = ("matplotlib", "jinja2")
 
-def require_packages() -> None:
-    """Check for what the report is made with, before the work of measuring.
+
+def require_packages(purpose: str, *others: str) -> None:
+    """Check for what a page is made with, before the work of measuring.
+
+    Args:
+        purpose: what needs them, for the message.
+        others: packages needed beside those that draw.
 
     Raises:
-        ModuleNotFoundError: matplotlib, jinja2 or scikit-learn is not installed.
+        ModuleNotFoundError: one is not installed.
     """
-    for package in ("matplotlib", "jinja2", "sklearn"):
-        if importlib.util.find_spec(package) is None:
+    for package in (*_DRAWN_WITH, *others):
+        if find_spec(package) is None:
             raise ModuleNotFoundError(
-                f"the demonstration needs {package}, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
+                f"{purpose} needs {package}, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
             )
 
 
-def write_report(result: DemoResult, out: Path) -> Path:
-    """Draw the figures as PNGs and write ``report.html`` with them inside; returns its path.
+def write_demo_page(result: DemoResult, out: Path) -> Path:
+    """Draw the demonstration's figures as PNGs and write ``report.html`` with them inside; returns its path.
 
     Raises:
         ModuleNotFoundError: matplotlib or jinja2 is not installed.
     """
-    require_packages()
-    import jinja2  # noqa: PLC0415  (an optional package)
-
+    require_packages("the demonstration")
     names = [network.name for network in result.networks]
     rows = [
         (name, found, relative_errors(found, result.images).tolist())
@@ -42,17 +50,50 @@ def write_report(result: DemoResult, out: Path) -> Path:
     draw_convergence(result.convergence, out / "convergence.png")
     coeff = result.networks[0].coeff
     draw_norms(list(zip(names, result.certificates, strict=True)), 1.0 if coeff is None else coeff, out / "norms.png")
-
     draw_samples(result.samples, out / "samples.png")
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("iresnet_fast.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     figures = {
         name: base64.b64encode((out / f"{name}.png").read_bytes()).decode()
         for name in ("reconstructions", "convergence", "norms", "samples")
     }
-    path = out / "report.html"
-    page = environment.get_template("report.html").render(result=result, figures=figures)
-    path.write_text(page, encoding="utf-8")
+    return _write(out / "report.html", "demo.html", result=result, figures=figures)
+
+
+def write_benchmark_page(machines: list[Results], path: Path) -> Path:
+    """Write the benchmarks' results of some machines as one HTML file, figures inside; returns its path.
+
+    Raises:
+        ModuleNotFoundError: matplotlib or jinja2 is not installed.
+    """
+    require_packages("the report")
+    context = [
+        {
+            "results": results,
+            "bars": {case: _bars(problems) for case, problems in results.cases.items()},
+            "errors": {case: error_against_time(problems) for case, problems in results.cases.items()},
+            "scaling": scaling(results.studies) if results.studies else "",
+            "roofline": roofline(results.rows),
+        }
+        for results in machines
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _write(path, "benchmarks.html", machines=context, is_ours=is_ours)
+
+
+def _bars(problems: dict[str, list[Row]]) -> dict[str, list[tuple[Row, float]]]:
+    """Each row with the length of its bar: its speed-up as a share of the problem's largest."""
+    largest = {name: max((row["speedup"] or 0.0 for row in rows), default=0.0) for name, rows in problems.items()}
+    return {
+        name: [(row, (row["speedup"] or 0.0) / (largest[name] or 1.0)) for row in rows]
+        for name, rows in problems.items()
+    }
+
+
+def _write(path: Path, template: str, **context: Any) -> Path:
+    import jinja2  # noqa: PLC0415  (an optional package)
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("iresnet_fast.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.globals["numbers"] = numbers
+    path.write_text(environment.get_template(template).render(**context), encoding="utf-8")
     return path

@@ -58,7 +58,8 @@ def compare(job: Job) -> Table:
             axis.set_aspect("equal")
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_title(label if row is axes[0] else "", fontsize=10)
+            if name == _DENSITIES[0]:
+                axis.set_title(label, fontsize=10)
     job.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(job.out / "plane.png", dpi=130)
     columns = ("density", "flow", "nats held out", "entropy", "parameters", "highest rate", "CPU seconds")
@@ -76,6 +77,16 @@ def _flows() -> dict[str, Callable[[], nn.Module]]:
             f"{error.name} is not installed, and the comparison needs it. Remedy: pip install 'iresnet_fast[peers]'"
         ) from None
 
+    def nice() -> Any:
+        """Additive couplings and one scale for each dimension; zuko's NICE has Real NVP's couplings by default."""
+        additive = zuko.flows.NICE(
+            2, transforms=8, hidden_features=_HIDDEN, univariate=zuko.transforms.AdditiveTransform, shapes=[()]
+        )
+        scales = zuko.lazy.UnconditionalTransform(
+            zuko.transforms.MonotonicAffineTransform, torch.zeros(2), torch.zeros(2)
+        )
+        return zuko.lazy.Flow([*additive.transform.transforms, scales], additive.base)
+
     def glow() -> Any:
         links: list[nn.Module] = []
         for _ in range(8):
@@ -85,7 +96,7 @@ def _flows() -> dict[str, Callable[[], nn.Module]]:
         return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(2, trainable=False), links)
 
     return {
-        "NICE": lambda: zuko.flows.NICE(2, transforms=8, hidden_features=_HIDDEN),
+        "NICE": nice,
         "MADE": lambda: zuko.flows.MAF(2, transforms=1, hidden_features=_HIDDEN),
         "MAF": lambda: zuko.flows.MAF(2, transforms=8, hidden_features=_HIDDEN),
         "Real NVP": lambda: zuko.flows.RealNVP(2, transforms=8, hidden_features=_HIDDEN),

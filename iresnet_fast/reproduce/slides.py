@@ -11,6 +11,7 @@ import torch
 
 from ..models import IResNetFlow
 from ..report.figures import draw_samples
+from ..solvers import sample_norms
 from ..training import load_run, train
 from . import published
 from .classification import held_out
@@ -99,8 +100,9 @@ def _inversion(job: Job, networks: dict[str, Trained]) -> Table:
         forward = _seconds(lambda model=model: model.features(x))  # type: ignore[misc]
         inverse = _seconds(lambda model=model, z=z: model.inverse(z, on_failure="return"))  # type: ignore[misc]
         share = float(result.certified.float().mean())
-        rows.append((label, evaluations, inverse / forward, f"{100 * share:.0f} %", float(result.error_bound.max())))
-    columns = ("network", "evaluations a block", "time / forward", "certified", "largest proven error")
+        errors = (float(sample_norms(result.x - x).max()), float(result.error_bound.max()))
+        rows.append((label, evaluations, inverse / forward, f"{100 * share:.0f} %", *errors))
+    columns = ("network", "evaluations a block", "time / forward", "certified", "largest error", "largest proven bound")
     return Table(f"Inverse of {len(x)} test images", columns, tuple(rows))
 
 

@@ -11,7 +11,7 @@ from iresnet_fast.data import load_digits
 from iresnet_fast.report.convergence import block_convergence
 from iresnet_fast.report.demo import run_demo, write_results
 from iresnet_fast.report.inversion import relative_errors
-from iresnet_fast.report.page import write_report
+from iresnet_fast.report.page import write_demo_page
 from iresnet_fast.training import DivergedError, classification_error, fit_classifier
 from tests.helpers import small_classifier
 
@@ -57,7 +57,7 @@ def test_one_flow_classifies_is_certified_and_samples(result):
 @pytest.mark.full
 def test_writes_a_report_that_needs_no_other_file(result, tmp_path):
     write_results(result, tmp_path)
-    page = write_report(result, tmp_path).read_text(encoding="utf-8")
+    page = write_demo_page(result, tmp_path).read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     images = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
     assert len(images) == 4

@@ -132,3 +132,14 @@ def test_every_target_by_command(tmp_path):
     steps = [json.loads(path.read_text())["steps"] for path in tmp_path.glob("runs-smoke/*/result.json")]
     assert len(steps) == len(NETWORKS) + 1
     assert min(steps) > 0
+
+
+@pytest.mark.full
+def test_couplings_of_nice_are_additive_and_those_of_real_nvp_are_not():
+    flows = plane_flows._flows()
+    jacobians = {}
+    for name in ("NICE", "Real NVP"):
+        torch.manual_seed(0)
+        transform = flows[name]()().transform
+        jacobians[name] = transform.log_abs_det_jacobian(x := torch.randn(50, 2), transform(x))
+    assert jacobians["NICE"].std() < 1e-6 < jacobians["Real NVP"].std()
