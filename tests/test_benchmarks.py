@@ -94,14 +94,40 @@ def test_schema(rows, tmp_path):
     assert set(document) == {"meta", "rows"}
     assert all("error" in row for row in document["rows"])
     assert {"device", "torch", "threads", "commit", "date"} <= document["meta"].keys()
-    text = readme.render([document])
-    assert "| test | square | fast |" in text
-    assert "wrong" not in text.split("promise")[0]
+    text = readme.page([document])
+    assert "| square | fast |" in text
+    assert "wrong" not in text.split("### Promises")[0]
+    unmet = readme.not_met([document])
+    assert unmet.count("test, square: fast against slow, wall") == 1
+    assert "(must 1e+09×)" in unmet
 
 
-def test_readme_shows_the_result_files():
+def test_headlines_compare_what_both_were_measured_on(monkeypatch):
+    meta = {"machine": "m", "device": "M", "threads": 2, "torch": "2", "date": "2026-01-01"}
+
+    def row(problem, provider, wall, error):
+        return {"case": "c", "problem": problem, "provider": provider, "wall": wall, "error": error, "promises": []}
+
+    rows = [row("one", "ours", 1.0, 1e-7), row("one", "peer (3)", 5.0, 1e-6)]
+    rows += [row("two", "ours", 1.0, 1e-8), row("two", "peer (9)", 2.0, 1e-9)]
+    rows += [row("three", "ours", 1.0, 1e-3), row("three", "peer (9)", None, None)]
+    monkeypatch.setattr(readme, "HEADLINES", (readme.Headline("it", "c", "ours", "peer", "the peer"),))
+    text = readme.headlines([{"meta": meta, "rows": rows}])
+    assert "| it | the peer | 2 | 2× to 5× | 1.0e-07, 1.0e-06 |" in text
+    assert "Every promise" in readme.not_met([{"meta": meta, "rows": rows}])
+
+
+def test_documents_show_the_result_files():
+    found = results.read_all()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.update(text, results.read_all()) == text, "run python -m benchmarks.readme"
+    assert readme.update(text, found) == text, "run python -m benchmarks.readme"
+    assert readme.PAGE.read_text(encoding="utf-8") == readme.page(found), "run python -m benchmarks.readme"
+
+
+def test_every_headline_has_results():
+    text = readme.headlines(results.read_all())
+    for headline in readme.HEADLINES:
+        assert f"| {headline.task} | {headline.shown} |" in text, headline
 
 
 def test_committed_results_are_exact_and_complete():
