@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import sysconfig
 from glob import glob
 
 from setuptools import setup
@@ -19,17 +20,18 @@ except ModuleNotFoundError:
 
 
 def compiler_works() -> bool:
-    """Whether the C++ compiler (CXX, by default c++) exists and knows C++20."""
+    """Whether the C++ compiler (CXX, by default c++) exists, knows C++20 and finds Python's headers."""
     command = [
         *shlex.split(cpp_extension.get_cxx_compiler()),
         "-std=c++20",
+        f"-I{sysconfig.get_path('include')}",
         "-fsyntax-only",
         "-x",
         "c++",
         "-",
     ]
     try:
-        program = "#include <concepts>\nint main() { static_assert(std::integral<int>); }\n"
+        program = "#include <Python.h>\n#include <concepts>\nint main() { static_assert(std::integral<int>); }\n"
         return subprocess.run(command, input=program, text=True, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
@@ -52,8 +54,9 @@ def extension():
     """The extension, or none where there is no compiler: the package then works through its reference."""
     if not compiler_works():
         print(
-            f"warning: no C++20 compiler ({cpp_extension.get_cxx_compiler()!r}); installing iresnet_fast without "
-            "its compiled extension. It works, slower. Remedy: install g++ (or set CXX) and install again.",
+            f"warning: no C++20 compiler ({cpp_extension.get_cxx_compiler()!r}) that finds Python.h; installing iresnet_fast "
+            "without its compiled extension. It works, slower. Remedy: install g++ (or set CXX) and Python's headers "
+            "(python3-dev), and install again.",
             file=sys.stderr,
         )
         return []

@@ -77,7 +77,7 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyPoint:
     """The place of a problem in a study of how a cost grows.
 
     Attributes:
@@ -102,7 +102,7 @@ class Problem:
     Attributes:
         name: shown in the table.
         inputs: some fresh sets of inputs, taken in turn.
-        providers: what is measured, interleaved; the first is the baseline of the speed-ups.
+        providers: what is measured, interleaved; the first that is exact is the baseline of the speed-ups.
         oracle: the float64 answer for one input.
         work: for the floor; None where none is stated.
         promises: checked after measuring.
@@ -117,7 +117,7 @@ class Problem:
     work: Work | None = None
     promises: Sequence[Promise] = field(default_factory=tuple)
     threads: int | None = None
-    study: Study | None = None
+    study: StudyPoint | None = None
 
     def error(self, found: Tensor, exact: Tensor) -> float:
         """Largest absolute difference over the largest exact value; infinite where the shapes differ or NaN."""

@@ -74,9 +74,8 @@ def measure(case: str, problem: Problem, device: torch.device, budget: float) ->
     """Check and time all providers of a problem within about ``budget`` seconds of timed rounds."""
     # Each problem compiles afresh: what another left would make torch.compile give up and run eagerly.
     torch._dynamo.reset()
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    torch._dynamo.config.recompile_limit = 64
-    with machine.limited_threads(problem.threads if device.type == "cpu" else None):
+    compiling = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=64)
+    with compiling, machine.limited_threads(problem.threads if device.type == "cpu" else None):
         rows = [check_provider(case, problem, provider, device) for provider in problem.providers]
         able = [
             (row, provider) for row, provider in zip(rows, problem.providers, strict=True) if row.status == "measured"
@@ -113,7 +112,8 @@ def check_provider(case: str, problem: Problem, provider: Provider, device: torc
         if not provider.outside:
             row.peak_bytes = machine.peak_memory(lambda: provider.run(problem.inputs[0]), device)
     except Exception as error:
-        row.status, row.reason = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        first = next(iter(str(error).strip().splitlines()), "no message")
+        row.status, row.reason = "failed", f"{type(error).__name__}: {first}"
         return row
     row.error = max(errors)
     if not math.isfinite(row.error):

@@ -31,6 +31,7 @@ class Headline:
         others: the first words of the other provider's name.
         shown: how the other is called.
         problems: a part of the names of the problems.
+        ending: the last words of the other provider's name.
     """
 
     task: str
@@ -39,6 +40,7 @@ class Headline:
     others: str
     shown: str
     problems: str = ""
+    ending: str = ""
 
 
 _GRAM, _PROOF = "iresnet_fast, gram", "iresnet_fast, proof of the norm"
@@ -59,11 +61,13 @@ HEADLINES = (
     ),
     Headline("", "inverse", _INVERSE, "torch.compile", "torch.compile of these"),
     Headline("", "inverse", _INVERSE, "eager, fewest", "the fewest iterations for our error, known beforehand"),
+    Headline("", "inverse", _INVERSE, "eager, fewest", "the same, weights normalised once", ending="once"),
     Headline("", "inverse", _INVERSE, "normflows", "normflows"),
     Headline("", "inverse", _INVERSE, "FrEIA", "FrEIA"),
     Headline("", "inverse", _INVERSE, "torchflows", "torchflows"),
     Headline("log-determinant and its gradient", "log_det", "iresnet_fast, NeumannGradient", "normflows", "normflows"),
-    Headline("training step of a flow", "flow2d", _COMPILED, "normflows", "normflows", "training step"),
+    Headline("training step of a flow", "flow2d", "iresnet_fast", "normflows", "normflows", "training step"),
+    Headline("the same, ours by torch.compile", "flow2d", _COMPILED, "normflows", "normflows", "training step"),
     Headline("10,000 samples of a flow", "flow2d", "iresnet_fast", "normflows", "normflows", "samples"),
     Headline(
         "a file of latents inverted, with bounds", "scale", "iresnet_fast, job on files", "bare loop", "a bare loop"
@@ -102,7 +106,9 @@ def not_met(documents: list[dict[str, Any]]) -> str:
     ]
     if not lines:
         return "- Every promise of the benchmarks is met on the machines measured.\n"
-    return "- Promises of the benchmarks that are not met:\n" + "".join(f"  - {line};\n" for line in lines)
+    return "- Of what the benchmarks promise is not met ([all promises](docs/benchmarks.md#promises)):\n" + "".join(
+        f"  - {line};\n" for line in lines
+    )
 
 
 def page(documents: list[dict[str, Any]]) -> str:
@@ -133,8 +139,9 @@ iresnet-fast report results.json
 ```
 
 Every provider is compared with a float64 oracle first: one that is not exact enough is not timed. Providers then run in
-turn on fresh inputs, with cold caches. "Of floor" is the time over the least that the stated work can take at the
-machine's own ceilings, measured in the same run.
+turn on fresh inputs, with cold caches. A speed-up is over the first line of its problem. "Of floor" is the time over the least that the stated work can take at the
+machine's own ceilings, measured in the same run. Of a promise, *must* is what we hold ourselves to and *aim* what we are
+after: least values where they end in ×, largest ones otherwise.
 """
 
 
@@ -165,7 +172,9 @@ def _pairs(headline: Headline, rows: list[dict[str, Any]]) -> Iterator[tuple[dic
     ]
     for ours in (row for row in inside if row["provider"] == headline.ours):
         for other in inside:
-            if other["problem"] == ours["problem"] and other["provider"].startswith(headline.others):
+            name = other["provider"]
+            is_asked_for = name.startswith(headline.others) and name.endswith(headline.ending)
+            if other["problem"] == ours["problem"] and is_asked_for:
                 yield ours, other
                 break
 

@@ -5,6 +5,7 @@ import torch
 
 from benchmarks.cases import CASES
 from benchmarks.harness import Row, check_provider
+from iresnet_fast.report.benchmark_figures import is_ours
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -12,7 +13,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.mark.parametrize("name", CASES)
 def test_speed(benchmark, name):
     problem = next(iter(CASES[name].problems(DEVICE, True)))
-    provider = next(provider for provider in reversed(problem.providers) if _ours(provider.name))
+    provider = next(provider for provider in reversed(problem.providers) if is_ours(provider.name))
     row: Row = check_provider(name, problem, provider, DEVICE)
     assert row.status == "measured", row.reason
     benchmark.extra_info["error"] = row.error
@@ -23,7 +24,3 @@ def test_speed(benchmark, name):
             torch.cuda.synchronize()
 
     benchmark.pedantic(run, rounds=5, warmup_rounds=1)
-
-
-def _ours(name):
-    return name.startswith(("iresnet_fast", "normalisation"))

@@ -24,7 +24,7 @@ _RUNS = """## Trained networks
 Errors are on all test images; the reconstruction error is the largest ‖x̂ − x‖/‖x‖ of the first hundred of them, after
 the inverse of the whole trunk; a guaranteed inverse is one that a certificate proves. MNIST by `iresnet-fast train
 mnist-small --data PATH --out run` and `mnist-small:vanilla`; CIFAR-10, for a few minutes of a CPU, by `mnist-small
---set in_shape=[3,32,32] --set epochs=2 --set flip=true --set data=cifar10-jpeg75`.
+--set 'in_shape=[3,32,32]' --set epochs=2 --set flip=true --set data=cifar10-jpeg75`.
 
 | run | test error | reconstruction error | guaranteed inverse | largest Lip of a block | parameters | steps | CPU min |
 |---|---|---|---|---|---|---|---|

@@ -16,7 +16,7 @@ def _load() -> tuple[Any, str | None]:
     name = f"{__package__}._C"
     if importlib.util.find_spec(name) is None:
         return None, (
-            "iresnet_fast was installed without its compiled extension (there was no C++20 compiler). "
+            "iresnet_fast was installed without its compiled extension (there was no C++20 compiler, or no Python.h). "
             f"Remedy: install g++, then {REBUILD}"
         )
     try:

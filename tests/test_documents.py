@@ -1,6 +1,7 @@
 """What the documents say: their code runs, prints what they show, and names what there is."""
 
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -37,9 +38,7 @@ def blocks(page, language):
 def pages(language):
     # Those on jobs over files need their files and Ray.
     heavy = {"docs/scale.md": pytest.mark.full, "docs/tutorial.md": pytest.mark.full}
-    return [
-        pytest.param(page, marks=heavy.get(page, ())) for page in PAGES if blocks(page, language)
-    ]
+    return [pytest.param(page, marks=heavy.get(page, ())) for page in PAGES if blocks(page, language)]
 
 
 def shell(commands, folder):
@@ -69,11 +68,6 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in pages("python") if "CONTRIBUTING.md" not in page.values])
 def test_python_of_a_page_runs_from_top_to_bottom_and_prints_what_is_shown(page, folder):
-    if page == "docs/scale.md":
-        import iresnet_fast as irf
-
-        shell("".join(code for code, _ in blocks(page, "sh")[:1]), folder)
-        irf.models.IResNetClassifier.from_config("digits").eval().save_pretrained("network")
     state = torch.get_rng_state()
     names = {}
     for code, shown in blocks(page, "python"):
@@ -83,6 +77,8 @@ def test_python_of_a_page_runs_from_top_to_bottom_and_prints_what_is_shown(page,
             exec(compile(code, page, "exec"), names)
         assert not shown or printed.getvalue() == shown
     torch.set_rng_state(state)
+    if "ray" in names:
+        names["ray"].shutdown()
 
 
 @pytest.mark.full
@@ -156,6 +152,11 @@ def test_site_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "docs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    reference = "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("api/*.html"))
+    for path in (ROOT / "docs" / "api").glob("*.md"):
+        room = {"certify": "certificate"}.get(path.stem, path.stem)
+        for name in getattr(importlib.import_module(f"iresnet_fast.{room}"), "__all__", ()):
+            assert f'id="iresnet_fast.{room}.{name}"' in reference or f'id="iresnet_fast.{name}"' in reference, name
     text = "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html"))
     pictures = set(re.findall(r'<img[^>]* src="([^":]+)"', text))
     assert pictures

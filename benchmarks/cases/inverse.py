@@ -21,7 +21,7 @@ from iresnet_fast.reference.fixed_point import fixed_iterations
 from iresnet_fast.solvers import InverseResult, invert_residual, sample_norms
 from iresnet_fast.training import fit_classifier
 
-from ..case import Case, Problem, Promise, Provider, Study, Work, compiled
+from ..case import Case, Problem, Promise, Provider, StudyPoint, Work, compiled
 from ..peers import INVERSES
 
 _ITERATIONS = 100
@@ -65,7 +65,7 @@ def counted_inverse(model: nn.Module, name: str) -> Provider:
         x = model.inverse(y, progress=lambda done, total, block: blocks.append(block), **options)  # type: ignore[operator]
         return x, blocks
 
-    return Provider(name, invert, TOLERANCE, lambda solved: solved[0], counts=_evaluations)
+    return Provider(name, torch.no_grad()(invert), TOLERANCE, lambda solved: solved[0], counts=_evaluations)
 
 
 def _evaluations(solved: _Solved) -> dict[str, float]:
@@ -130,7 +130,7 @@ def _peers(model: nn.Module, shape: tuple[int, ...]) -> list[Provider]:
     return providers
 
 
-def _few_evaluations(least: str) -> list[Promise]:
+def _few_evaluations(_: str) -> list[Promise]:
     """The cost of a block of a trained network."""
     return [Promise(OURS, None, 6, 4, quantity="value", of="evaluations")]
 
@@ -228,7 +228,7 @@ def _perceptrons(device: torch.device, quick: bool) -> Iterator[Problem]:
 
 def _trained(device: torch.device) -> Problem:
     """The digits network after 15 epochs: branches that have been trained invert more slowly than new ones."""
-    data = load_digits()
+    data = load_digits().centered()
     network = irf.models.IResNetClassifier.from_config("digits").to(device)
     fit_classifier(network, data.train_images.to(device), data.train_labels.to(device), epochs=15)
     x = data.test_images[:100].to(device)
@@ -252,7 +252,7 @@ def _trained_officially(device: torch.device) -> Problem | None:
 
 
 def linear(
-    name: str, matrix: Tensor, lipschitz: float, promises: Sequence[Promise] = (), study: Study | None = None
+    name: str, matrix: Tensor, lipschitz: float, promises: Sequence[Promise] = (), study: StudyPoint | None = None
 ) -> Problem:
     """The inverse of x + Wx in float64, with ‖W‖ = L: only the evaluations count."""
     y = torch.randn(20, len(matrix), dtype=torch.float64, device=matrix.device)

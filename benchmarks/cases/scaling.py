@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
@@ -12,7 +12,7 @@ import iresnet_fast as irf
 from iresnet_fast.nn import Bottleneck
 from iresnet_fast.reference import conv_spectrum as reference
 
-from ..case import Case, Problem, Provider, Study, Work
+from ..case import Case, Problem, Provider, StudyPoint, Work
 from .conv_spectrum import values_work
 from .inverse import (
     OURS,
@@ -32,7 +32,7 @@ _LIPSCHITZ = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 
 @torch.no_grad()
 def _inverse(
-    study: Study,
+    study: StudyPoint,
     device: torch.device,
     batch: int = _BATCH,
     depth: int = 1,
@@ -63,7 +63,7 @@ def _inverse(
     )
 
 
-def _spectrum(study: Study, device: torch.device, c: int, n: int) -> Problem:
+def _spectrum(study: StudyPoint, device: torch.device, c: int, n: int) -> Problem:
     weight = torch.randn(c, c, 3, 3, dtype=torch.float64, device=device)
     exact = reference.conv_singular_values(weight, (n, n), (1, 1), (1, 1), 1, "svd")
     return Problem(
@@ -88,26 +88,26 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
     torch.manual_seed(0)
     most = 1024 if device.type == "cuda" else 256
 
-    def points(values: Sequence[int]) -> Sequence[int]:
-        return values[:2] if quick else values
-
-    for batch in points([4**power for power in range(6) if 4**power <= most]):
-        yield _inverse(Study("inverse against batch", "samples", batch, 1), device, batch=batch)
-    for depth in points([1, 2, 4, 8, 16]):
-        yield _inverse(Study("inverse against depth", "blocks", depth, 1), device, depth=depth)
-    for channels in points([4, 8, 16, 32, 64, 128]):
-        study = Study("inverse against width", "channels (twice as many inside)", channels, 2)
+    points = slice(2 if quick else None)
+    for batch in [4**power for power in range(6) if 4**power <= most][points]:
+        yield _inverse(StudyPoint("inverse against batch", "samples", batch, 1), device, batch=batch)
+    for depth in [1, 2, 4, 8, 16][points]:
+        yield _inverse(StudyPoint("inverse against depth", "blocks", depth, 1), device, depth=depth)
+    for channels in [4, 8, 16, 32, 64, 128][points]:
+        study = StudyPoint("inverse against width", "channels (twice as many inside)", channels, 2)
         yield _inverse(study, device, channels=channels)
-    for size in points([4, 8, 16, 32, 64]):
-        yield _inverse(Study("inverse against resolution", "pixels on a side", size, 2), device, size=size)
-    for c in points([16, 32, 64, 128, 256]):
-        yield _spectrum(Study("singular values against width, 8 × 8", "channels", c, 3), device, c, 8)
-    for n in points([4, 8, 16, 32, 64]):
-        study = Study("singular values against resolution, 32 channels", "pixels on a side", n, 2)
+    for size in [4, 8, 16, 32, 64][points]:
+        yield _inverse(StudyPoint("inverse against resolution", "pixels on a side", size, 2), device, size=size)
+    for c in [16, 32, 64, 128, 256][points]:
+        yield _spectrum(StudyPoint("singular values against width, 8 × 8", "channels", c, 3), device, c, 8)
+    for n in [4, 8, 16, 32, 64][points]:
+        study = StudyPoint("singular values against resolution, 32 channels", "pixels on a side", n, 2)
         yield _spectrum(study, device, 32, n)
-    for lipschitz in _LIPSCHITZ[: 2 if quick else None]:
+    for lipschitz in _LIPSCHITZ[points]:
         # Picard's error falls by L with each evaluation: the number for an error is proportional to 1/ln(1/L).
-        study = Study("inverse against L, slowest g", "1 / ln(1/L)", 1 / math.log(1 / lipschitz), 1, of="evaluations")
+        study = StudyPoint(
+            "inverse against L, slowest g", "1 / ln(1/L)", 1 / math.log(1 / lipschitz), 1, of="evaluations"
+        )
         yield linear(f"{study.name}: {lipschitz}", lipschitz * orthogonal(64, device), lipschitz, study=study)
 
 

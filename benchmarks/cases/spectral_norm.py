@@ -15,8 +15,8 @@ from iresnet_fast.nn import find_spectral_norm, fused_weights
 
 from ..case import Case, Problem, Promise, Provider, Work, compiled
 
-_STEP, _OURS = "training step", "normalisation in it, fused, forward and backward"
-_EAGER = "normalisation, layer by layer"
+_STEP, _OURS = "training step", "iresnet_fast, fused normalisation"
+_EAGER = "eager normalisation, layer by layer"
 
 
 class _Layers:

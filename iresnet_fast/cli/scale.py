@@ -42,7 +42,7 @@ class Dtype(Enum):
 _Network = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run, or of save_pretrained.")]
 _Input = Annotated[
     list[str],
-    typer.Option("--input", help="Files, as latents/*.parquet; also .npy, .npz and .safetensors. Repeatable."),
+    typer.Option("--input", help="Files, as latents/data/*.parquet; also .npy, .npz and .safetensors. Repeatable."),
 ]
 _Output = Annotated[Path, typer.Option("--output", help="Folder of the results; new, or empty, or with --resume.")]
 _Engine = Annotated[Engine, typer.Option(help="What runs it: this process, those of torchrun, or Ray.")]
@@ -151,7 +151,9 @@ def _register(operation: str) -> None:
 
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {value.name: value.annotation for value in parameters}
-    files = "'latents/*.parquet' --output images" if operation == "invert" else "'images/*.parquet' --output latents"
+    files = (
+        "'latents/data/*.parquet' --output images" if operation == "invert" else "'images/*.parquet' --output latents"
+    )
     examples = (
         f"iresnet-fast {operation} run --input {files}",
         f"torchrun --nproc-per-node 8 -m iresnet_fast {operation} run --input {files} --engine torchrun",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,14 @@ _LEAST_ERROR = 1e-17
 _MARKERS = "os^Dv<>Ph*X"
 
 
-def is_ours(row: Row) -> bool:
-    """Whether a row measures this package."""
-    return bool(row["provider"].startswith("iresnet_fast"))
+def is_ours(provider: str) -> bool:
+    """Whether a provider is this package as its users get it."""
+    return provider.startswith("iresnet_fast")
 
 
 def color(row: Row) -> str:
-    """Ours, another library's, or plain PyTorch and NumPy."""
-    return BLUE if is_ours(row) else ORANGE if row.get("peer") else GREY
+    """Ours, another library's, or what both are compared with."""
+    return BLUE if is_ours(row["provider"]) else ORANGE if row["peer"] else GREY
 
 
 def error_against_time(problems: dict[str, list[Row]]) -> str:
@@ -38,7 +39,7 @@ def error_against_time(problems: dict[str, list[Row]]) -> str:
         return ""
     figure, panels = _panels(len(shown))
     for axis, (name, rows) in zip(panels, shown.items(), strict=True):
-        for row, marker in zip(rows, _MARKERS * len(rows), strict=False):
+        for row, marker in zip(rows, itertools.cycle(_MARKERS), strict=False):
             error = max(row["error"], _LEAST_ERROR)
             axis.loglog(row["wall"], error, marker, color=color(row), ms=6.5, mec="white", label=row["provider"])
         axis.set_title(_folded(name), fontsize=9)
@@ -55,13 +56,14 @@ def scaling(studies: Sequence[Study]) -> str:
     """A panel for each study: measured cost against what grows, with the fitted slopes and the stated one."""
     figure, panels = _panels(len(studies))
     for axis, study in zip(panels, studies, strict=True):
-        for curve, marker in zip(study.curves, _MARKERS, strict=False):
-            shade = BLUE if curve.provider.startswith("iresnet_fast") else GREY
+        for curve, marker in zip(study.curves, itertools.cycle(_MARKERS), strict=False):
+            shade = BLUE if is_ours(curve.provider) else GREY
             slope = "" if curve.slope is None else f", slope {curve.slope:.2f}"
             axis.loglog(
                 curve.values, curve.costs, f"{marker}-", color=shade, ms=5, lw=1.3, label=curve.provider + slope
             )
-        values, last = study.curves[0].values, max(curve.costs[-1] for curve in study.curves)
+        values = sorted({value for curve in study.curves for value in curve.values})
+        last = max(curve.costs[-1] for curve in study.curves if curve.values[-1] == values[-1])
         line = [2 * last * (value / values[-1]) ** study.slope for value in values]
         axis.loglog(values, line, "--", color=ORANGE, lw=1.2, label=f"theory, slope {study.slope:g}")
         axis.set_title(_folded(study.name), fontsize=9)
@@ -75,29 +77,36 @@ def scaling(studies: Sequence[Study]) -> str:
 
 
 def roofline(rows: Sequence[Row]) -> str:
-    """Rate of the stated work against its operations per byte, under the measured ceilings; a panel for each roof."""
-    roofs: dict[tuple[str, float, float], list[Row]] = {}
+    """Rate of the stated work against its operations per byte, under the ceilings; a panel for dtype and threads.
+
+    Every measuring process has its own ceilings: the thick roof is the highest, the thin one the lowest.
+    """
+    roofs: dict[str, list[Row]] = {}
     for row in rows:
-        work: dict[str, Any] | None = row.get("work")
+        work: dict[str, Any] | None = row["work"]
         if work and row["wall"] is not None and work["flops"] > 0:
-            roofs.setdefault((work["dtype"], work["flops_per_s"], work["bytes_per_s"]), []).append(row)
+            threads = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if row["threads"] else ""
+            roofs.setdefault(work["dtype"] + threads, []).append(row)
     if not roofs:
         return ""
     figure, panels = _panels(len(roofs))
-    for axis, ((dtype, flops, bandwidth), inside) in zip(panels, roofs.items(), strict=True):
+    for axis, (title, inside) in zip(panels, roofs.items(), strict=True):
         intensities = [row["work"]["flops"] / row["work"]["bytes"] for row in inside]
-        ridge = flops / bandwidth
-        ends = (min(*intensities, ridge) / 4, ridge, max(*intensities, ridge) * 4)
-        axis.loglog(ends, [min(flops, bandwidth * end) / 1e9 for end in ends], color="black", lw=1.3)
+        for choose, width in ((max, 1.6), (min, 0.6)):
+            flops, bandwidth = (choose(row["work"][rate] for row in inside) for rate in ("flops_per_s", "bytes_per_s"))
+            ridge = flops / bandwidth
+            ends = (min(*intensities, ridge) / 4, ridge, max(*intensities, ridge) * 4)
+            axis.loglog(ends, [min(flops, bandwidth * end) / 1e9 for end in ends], color="black", lw=width)
         labelled = set()
         for row, intensity in zip(inside, intensities, strict=True):
-            kind = "iresnet_fast" if is_ours(row) else "other libraries" if row.get("peer") else "PyTorch, NumPy"
+            kind = (
+                "iresnet_fast" if is_ours(row["provider"]) else "other libraries" if row["peer"] else "PyTorch, NumPy"
+            )
             label = None if kind in labelled else kind
             labelled.add(kind)
             rate = row["work"]["flops"] / row["wall"] / 1e9
             axis.loglog(intensity, rate, "o", color=color(row), ms=5, mec="white", label=label)
-        threads = f", {inside[0]['threads']} threads" if inside[0].get("threads") else ""
-        axis.set_title(f"{dtype}{threads}", fontsize=9)
+        axis.set_title(title, fontsize=9)
         axis.set_xlabel("operations per byte of the least work")
         axis.set_ylabel("10⁹ operations per second")
         axis.grid(alpha=0.25)

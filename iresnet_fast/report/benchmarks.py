@@ -11,6 +11,8 @@ from typing import Any
 
 _META = frozenset({"device", "machine", "torch", "threads", "commit", "date", "quick", "ceilings"})
 _ROW = frozenset({"case", "problem", "provider", "status", "error", "wall", "speedup", "floor_ratio", "promises"})
+# What older files leave out.
+_DEFAULTS = {"peer": False, "counts": {}, "reason": None, "work": None, "study": None, "threads": None}
 # Points at the upper end of a study that its slope is fitted to: below them, what each call costs by itself shows.
 _FITTED = 3
 
@@ -44,7 +46,7 @@ class Study:
         axis: what grows, with its unit.
         of: what it costs: "wall" (seconds), or the name of a count.
         slope: stated by theory.
-        curves: one for each provider that was measured.
+        curves: one for each provider that was measured, at least one.
     """
 
     name: str
@@ -60,23 +62,23 @@ class Results:
 
     Attributes:
         meta: device, versions, date and ceilings of each result file, newest last.
-        rows: of all files, one for each provider of each problem.
+        rows: of all files, one for each provider of each problem, with the ``date`` of its file.
     """
 
     meta: tuple[dict[str, Any], ...]
     rows: tuple[Row, ...]
 
     @property
-    def device(self) -> str:
-        """What the hardware calls itself."""
-        return str(self.meta[-1]["device"])
+    def name(self) -> str:
+        """Device and number of threads."""
+        return f"{self.meta[-1]['device']}, {self.meta[-1]['threads']} threads"
 
     @property
     def cases(self) -> dict[str, dict[str, list[Row]]]:
         """Rows that are no points of a study, by case and problem."""
         cases: dict[str, dict[str, list[Row]]] = {}
         for row in self.rows:
-            if not row.get("study"):
+            if not row["study"]:
                 cases.setdefault(row["case"], {}).setdefault(row["problem"], []).append(row)
         return cases
 
@@ -87,11 +89,17 @@ class Results:
 
     @property
     def studies(self) -> list[Study]:
-        """The studies of scaling."""
-        names = dict.fromkeys(row["study"]["name"] for row in self.rows if row.get("study"))
-        return [
-            _study([row for row in self.rows if row.get("study") and row["study"]["name"] == name]) for name in names
-        ]
+        """The studies of scaling in which something was measured."""
+        studies: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if row["study"]:
+                studies.setdefault(row["study"]["name"], []).append(row)
+        return [study for study in map(_study, studies.values()) if study.curves]
+
+    @property
+    def unmeasured(self) -> list[Row]:
+        """Points of studies that have no time."""
+        return [row for row in self.rows if row["study"] and row["wall"] is None]
 
 
 def read(paths: Sequence[Path]) -> list[Results]:
@@ -114,29 +122,29 @@ def read(paths: Sequence[Path]) -> list[Results]:
 def _files(paths: Sequence[Path]) -> list[Path]:
     files = []
     for path in paths:
-        found = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        found = sorted(path.rglob("*.json")) if path.is_dir() else [path] if path.is_file() else []
         if not found:
-            raise FileNotFoundError(
-                f"{path} has no result file (*.json). Remedy: python -m benchmarks --json {path}/all.json"
-            )
+            what = "has no result file (*.json)" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"{path} {what}. Remedy: python -m benchmarks --json results.json")
         files += found
     return files
 
 
 def _document(path: Path) -> dict[str, Any]:
+    remedy = f"Remedy: python -m benchmarks --json {path}"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}. Remedy: python -m benchmarks --json {path}") from error
-    missing = _META | {"rows"}
-    if isinstance(document, dict) and isinstance(document.get("meta"), dict) and isinstance(document.get("rows"), list):
-        missing = _META - document["meta"].keys() | {name for row in document["rows"] for name in _ROW - row.keys()}
-        if not missing:
-            return document
-    raise ValueError(
-        f"{path} is no result file of the benchmarks: {', '.join(sorted(missing))} missing. "
-        f"Remedy: python -m benchmarks --json {path}"
-    )
+        raise ValueError(f"{path} is not JSON: {error}. {remedy}") from error
+    meta, rows = (document.get(key) for key in ("meta", "rows")) if isinstance(document, dict) else (None, None)
+    missing = _META - meta.keys() if isinstance(meta, dict) else {"meta"}
+    if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+        missing |= {name for row in rows for name in _ROW - row.keys()}
+    else:
+        missing |= {"rows"}
+    if missing:
+        raise ValueError(f"{path} is no result file of the benchmarks: {', '.join(sorted(missing))} missing. {remedy}")
+    return {"meta": meta, "rows": [{**_DEFAULTS, **row, "date": meta["date"]} for row in rows]}
 
 
 def _merged(machine: str, documents: list[dict[str, Any]]) -> Results:
@@ -158,7 +166,7 @@ def _study(rows: list[Row]) -> Study:
     study = rows[0]["study"]
     for row in rows:
         cost = row["wall"] if study["of"] == "wall" else row["counts"].get(study["of"])
-        if row["wall"] is not None and cost is not None:
+        if row["wall"] is not None and cost:
             points.setdefault(row["provider"], []).append((row["study"]["value"], cost))
     curves = []
     for provider, found in points.items():
@@ -168,9 +176,7 @@ def _study(rows: list[Row]) -> Study:
 
 
 def _slope(values: Sequence[float], costs: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
     x, y = ([math.log(entry) for entry in entries] for entries in (values, costs))
     center, middle = sum(x) / len(x), sum(y) / len(y)
     spread = sum((entry - center) ** 2 for entry in x)
-    return sum((a - center) * (b - middle) for a, b in zip(x, y, strict=True)) / spread
+    return sum((a - center) * (b - middle) for a, b in zip(x, y, strict=True)) / spread if spread else None

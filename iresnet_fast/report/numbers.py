@@ -1,38 +1,40 @@
-"""Measured numbers as they are read."""
+"""Measured numbers as they are read, to three digits."""
 
 from __future__ import annotations
 
 from typing import Any
 
 
-def seconds(value: float | None) -> str:
-    """A time with a fitting unit."""
+def number(value: float | None) -> str:
+    """A number: digits rather than exponents from a thousand on."""
     if value is None:
         return "–"
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if value * scale >= 1 or unit == "µs":
-            return f"{value * scale:.3g} {unit}"
-    raise AssertionError(value)
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def seconds(value: float | None) -> str:
+    """A time of so many seconds, in s, ms or µs."""
+    if value is None:
+        return "–"
+    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+        if value * scale >= 0.9995:
+            return f"{number(value * scale)} {unit}"
+    return f"{number(value * 1e6)} µs"
 
 
 def memory(value: int | None) -> str:
     """Bytes in MiB."""
-    return "–" if value is None else f"{value / 2**20:.1f} MiB"
+    return "–" if value is None else f"{value / 2**20:,.1f} MiB"
 
 
 def factor(value: float | None) -> str:
     """A ratio."""
-    return "–" if value is None else f"{value:.3g}×"
-
-
-def number(value: float | None) -> str:
-    """A number to three digits."""
-    return "–" if value is None else f"{value:.3g}"
+    return "–" if value is None else f"{number(value)}×"
 
 
 def share(value: float | None) -> str:
     """A share in percent."""
-    return "–" if value is None else f"{100 * value:.3g} %"
+    return "–" if value is None else f"{number(100 * value)} %"
 
 
 def error(value: float | None) -> str:
@@ -47,5 +49,6 @@ def counts(values: dict[str, float]) -> str:
 
 def promised(promise: dict[str, Any]) -> tuple[str, ...]:
     """What must be reached, what is aimed at and what was achieved, of a promise in a result file."""
-    show = {"speedup": factor, "share": share, "value": number}[promise["quantity"]]
+    of_values = {"wall": seconds, "cpu": seconds, "error": error}.get(promise["of"], number)
+    show = {"speedup": factor, "share": share, "value": of_values}[promise["quantity"]]
     return tuple(show(promise[key]) for key in ("must", "aim", "achieved"))
