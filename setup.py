@@ -54,9 +54,9 @@ def extension():
     """The extension, or none where there is no compiler: the package then works through its reference."""
     if not compiler_works():
         print(
-            f"warning: no C++20 compiler ({cpp_extension.get_cxx_compiler()!r}) that finds Python.h; installing iresnet_fast "
-            "without its compiled extension. It works, slower. Remedy: install g++ (or set CXX) and Python's headers "
-            "(python3-dev), and install again.",
+            f"warning: no C++20 compiler ({cpp_extension.get_cxx_compiler()!r}) that finds Python.h; installing "
+            "iresnet_fast without its compiled extension. It works, slower. Remedy: install g++ (or set CXX) and "
+            "Python's headers (python3-dev), and install again.",
             file=sys.stderr,
         )
         return []

@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows = measured[name] = []
         for problem in CASES[name].problems(device, options.quick):
             console.log(f"{name}: {problem.name}")
-            rows += measure(name, problem, device, budget)
+            # A point of a study is one of many, and cheap to repeat.
+            rows += measure(name, problem, device, budget / 4 if problem.study else budget)
             # After every problem: a run that is stopped keeps what it has.
             if options.save:
                 results.write(results.FOLDER / meta["machine"] / f"{name}.json", meta, rows)

@@ -49,8 +49,13 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return match[1].strip() if match else platform.processor() or platform.machine()
+    text = info.read_text() if info.exists() else ""
+    # Clouds hide the model behind one name for processors that differ by a factor of three; its numbers are left.
+    found = [re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE) for key in ("model name", "cpu family", "model")]
+    if not all(found):
+        return platform.processor() or platform.machine()
+    name, family, model = (match[1].strip() for match in found if match)
+    return f"{name} (family {family}, model {model})"
 
 
 def slug(device: torch.device) -> str:

@@ -6,12 +6,13 @@ README.md has the headlines, and the promises that are not met among its limits;
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iresnet_fast.report.numbers import counts, error, factor, promised, seconds
+from iresnet_fast.report.benchmarks import Curve, Results, Row, Study, read
+from iresnet_fast.report.numbers import counts, error, factor, number, promised, seconds
 
 from . import results
 
@@ -52,7 +53,7 @@ HEADLINES = (
     Headline(
         "spectral normalisation of the 7-7-7 network, forward and backward",
         "spectral_norm",
-        "normalisation in it, fused, forward and backward",
+        "iresnet_fast, fused normalisation",
         "torch.compile",
         "torch.compile, layer by layer",
     ),
@@ -75,16 +76,16 @@ HEADLINES = (
 )
 
 
-def headlines(documents: list[dict[str, Any]]) -> str:
+def headlines(machines: list[Results]) -> str:
     """Markdown: a line per comparison, over all problems that have both."""
     parts = []
-    for name, meta, rows in _machines(documents):
-        dates = sorted({document["meta"]["date"] for document in documents if document["meta"]["machine"] == name})
-        when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-        parts.append(f"**{meta['device']}**, {meta['threads']} threads, torch {meta['torch']}, {when}:\n")
+    for machine in machines:
+        first, last = machine.meta[0], machine.meta[-1]
+        when = " to ".join(dict.fromkeys((first["date"], last["date"])))
+        parts.append(f"**{machine.name}**, torch {last['torch']}, {when}:\n")
         parts.append(_heading("what", "against", "problems", "speed-up", "largest error of ours, of theirs"))
         for headline in HEADLINES:
-            pairs = list(_pairs(headline, rows))
+            pairs = list(_pairs(headline, machine.rows))
             if pairs:
                 ratios = sorted(other["wall"] / ours["wall"] for ours, other in pairs)
                 speedup = " to ".join(dict.fromkeys((factor(ratios[0]), factor(ratios[-1]))))
@@ -95,59 +96,62 @@ def headlines(documents: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def not_met(documents: list[dict[str, Any]]) -> str:
-    """Markdown: the promises that are not met."""
+def not_met(machines: list[Results]) -> str:
+    """Markdown: the promises that are not met, or were not measured."""
     lines = [
-        f"{_promise(row, promise)} ({meta['device']})"
-        for _, meta, rows in _machines(documents)
-        for row in rows
-        for promise in row["promises"]
-        if promise["verdict"] == "not met"
+        f"  - {_promise(row, promise)} ({machine.name});\n"
+        for machine in machines
+        for row, promise in machine.promises
+        if promise["verdict"] in ("not met", "not measured")
     ]
     if not lines:
         return "- Every promise of the benchmarks is met on the machines measured.\n"
-    return "- Of what the benchmarks promise is not met ([all promises](docs/benchmarks.md#promises)):\n" + "".join(
-        f"  - {line};\n" for line in lines
-    )
+    return "- Of what the benchmarks [promise](docs/benchmarks.md#promises) is not met:\n" + "".join(lines)
 
 
-def page(documents: list[dict[str, Any]]) -> str:
-    """The whole page of results: a table per machine, and what is promised."""
+def page(machines: list[Results]) -> str:
+    """The whole page of results: a table per machine and case, the slopes of studies, and what is promised."""
     parts = [_HEAD]
-    for _, meta, rows in _machines(documents):
-        parts.append(f"\n## {meta['device']}, {meta['threads']} threads\n")
-        parts.append(f"torch {meta['torch']}. Medians of interleaved runs with cold caches, error against float64.\n")
-        for case in dict.fromkeys(row["case"] for row in rows):
-            dates = {document["meta"]["date"] for document in documents if document["rows"][0]["case"] == case}
-            parts.append(f"\n### {case}\n\nMeasured {', '.join(sorted(dates))}.\n")
+    for machine in machines:
+        parts.append(f"\n## {machine.name}\n\ntorch {machine.meta[-1]['torch']}.")
+        for case, problems in machine.cases.items():
+            rows = [row for inside in problems.values() for row in inside]
+            parts.append(f"\n### {case}\n\nMeasured {', '.join(sorted({row['date'] for row in rows}))}.\n")
             parts.append(_heading("problem", "provider", "time", "speed-up", "error", "of floor", "counts"))
-            parts += [_row(row) for row in rows if row["case"] == case and row["wall"] is not None]
+            parts += [_row(row) for row in rows]
+        if machine.studies:
+            parts.append("\n### Scaling\n\nSlopes are those of the last three points, both sides logarithmic.\n")
+            parts.append(_heading("study", "from, to", "provider", "cost from, to", "slope", "of the work, by theory"))
+            parts += [_curve(study, curve) for study in machine.studies for curve in study.curves]
+            parts += [f"\n{row['problem']}, {row['provider']}: {row['reason']}." for row in machine.unmeasured]
         parts.append("\n### Promises\n")
         parts.append(_heading("promise", "against", "of", "must", "aim", "achieved", "verdict"))
-        parts += [_promise_row(row, promise) for row in rows for promise in row["promises"]]
+        parts += [_promise_row(row, promise) for row, promise in machine.promises]
     return "\n".join(parts) + "\n"
 
 
 _HEAD = """# Benchmarks
 
 Written by `python -m benchmarks.readme` from the files in `benchmarks/results`, which have every setting; `iresnet-fast
-report benchmarks/results` shows them with bars and plots. To measure your own machine:
+report benchmarks/results` shows them with bars and plots. To measure your own machine, in the project's folder:
 
 ```sh
-python -m benchmarks --quick --json results.json    # small problems, minutes; without --quick about an hour
+python -m benchmarks fixed_point_update --quick --json results.json
 iresnet-fast report results.json
 ```
 
-Every provider is compared with a float64 oracle first: one that is not exact enough is not timed. Providers then run in
-turn on fresh inputs, with cold caches. A speed-up is over the first line of its problem. "Of floor" is the time over the least that the stated work can take at the
-machine's own ceilings, measured in the same run. Of a promise, *must* is what we hold ourselves to and *aim* what we are
-after: least values where they end in ×, largest ones otherwise.
+Without a name every case is measured: with `--quick` small problems in minutes, without it all in an hour. Every
+provider is compared with a float64 oracle first: one that is not exact enough is not timed. Providers then run in turn
+on fresh inputs, with cold caches; times are medians. A speed-up is over the first line of its problem that has a time.
+"Of floor" is the time over the least that the stated work can take at the machine's own ceilings, measured in the same
+run. Of a promise, *must* is what we hold ourselves to and *aim* what we are after: least values where they end in ×,
+largest ones otherwise.
 """
 
 
-def update(text: str, documents: list[dict[str, Any]]) -> str:
+def update(text: str, machines: list[Results]) -> str:
     """The README's text with its sections renewed."""
-    for name, written in (("results", headlines(documents)), ("promises", not_met(documents))):
+    for name, written in (("results", headlines(machines)), ("promises", not_met(machines))):
         begin, end = (marker.format(name) for marker in _SECTION)
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(text):
@@ -156,17 +160,7 @@ def update(text: str, documents: list[dict[str, Any]]) -> str:
     return text
 
 
-def _machines(documents: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    machines = {document["meta"]["machine"]: document["meta"] for document in documents}
-    for name, meta in machines.items():
-        yield (
-            name,
-            meta,
-            [row for document in documents if document["meta"]["machine"] == name for row in document["rows"]],
-        )
-
-
-def _pairs(headline: Headline, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _pairs(headline: Headline, rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
     inside = [
         row for row in rows if row["case"] == headline.case and headline.problems in row["problem"] and row["wall"]
     ]
@@ -183,23 +177,37 @@ def _heading(*names: str) -> str:
     return f"| {' | '.join(names)} |\n{'|---' * len(names)}|"
 
 
-def _row(row: dict[str, Any]) -> str:
-    cells = (row["problem"], row["provider"], seconds(row["wall"]), factor(row["speedup"]), error(row["error"]))
-    return f"| {' | '.join((*cells, factor(row['floor_ratio']), counts(row.get('counts') or {})))} |"
+def _row(row: Row) -> str:
+    if row["wall"] is None:
+        return (
+            f"| {row['problem']} | {row['provider']} | {row['status']}: {row['reason']} | | {error(row['error'])} | | |"
+        )
+    took = seconds(row["wall"]).replace(" ", "\u00a0")
+    cells = (row["problem"], row["provider"], took, factor(row["speedup"]), error(row["error"]))
+    return f"| {' | '.join((*cells, factor(row['floor_ratio']), counts(row['counts'])))} |"
 
 
-def _promise_row(row: dict[str, Any], promise: dict[str, Any]) -> str:
+def _curve(study: Study, curve: Curve) -> str:
+    show = seconds if study.of == "wall" else number
+    ends = ", ".join(map(number, (curve.values[0], curve.values[-1])))
+    costs = ", ".join(map(show, (curve.costs[0], curve.costs[-1])))
+    what = study.axis if study.of == "wall" else f"{study.axis}; {study.of}"
+    cells = (f"{study.name} ({what})", ends, curve.provider, costs, number(curve.slope), number(study.slope))
+    return f"| {' | '.join(cells)} |"
+
+
+def _promise_row(row: Row, promise: dict[str, Any]) -> str:
     cells = (f"{row['case']}: {row['provider']}, {row['problem']}", promise["against"] or "–", promise["of"])
     return f"| {' | '.join((*cells, *promised(promise)))} | {promise['verdict']} |"
 
 
-def _promise(row: dict[str, Any], promise: dict[str, Any]) -> str:
+def _promise(row: Row, promise: dict[str, Any]) -> str:
     must, _, achieved = promised(promise)
     against = f" against {promise['against']}" if promise["against"] else ""
     return f"{row['case']}, {row['problem']}: {row['provider']}{against}, {promise['of']} {achieved} (must {must})"
 
 
 if __name__ == "__main__":
-    found = results.read_all()
+    found = read([results.FOLDER])
     README.write_text(update(README.read_text(encoding="utf-8"), found), encoding="utf-8")
     PAGE.write_text(page(found), encoding="utf-8")

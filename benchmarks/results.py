@@ -29,8 +29,3 @@ def write(path: Path, meta: dict[str, Any], rows: Sequence[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
         dump(stream, meta, rows)
-
-
-def read_all(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """Every result file, in the order of machine and case."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]

@@ -1,5 +1,9 @@
 """What several tests need to build or to measure."""
 
+import gzip
+import struct
+
+import numpy as np
 import torch
 
 import iresnet_fast as irf
@@ -49,3 +53,21 @@ def jacobians(function, x):
     size = x[0].numel()
     dense = [torch.autograd.functional.jacobian(lambda z: function(z[None])[0], one) for one in x]
     return torch.stack(dense).reshape(-1, size, size)
+
+
+def idx(array, code=8):
+    """The bytes of an IDX file."""
+    return bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_mnist(folder, compress=False, train=5, test=3):
+    """Random images in MNIST's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    for part, count in (("train", train), ("t10k", test)):
+        for name, shape in ((f"{part}-images-idx3-ubyte", (count, 28, 28)), (f"{part}-labels-idx1-ubyte", (count,))):
+            content = idx(generator.integers(10, size=shape, dtype=np.uint8))
+            if compress:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / name).write_bytes(content)

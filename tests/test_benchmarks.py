@@ -11,6 +11,7 @@ import torch
 from benchmarks import gpu_check, harness, machine, readme, results
 from benchmarks.case import Problem, Promise, Provider, Work
 from benchmarks.cases import CASES, scale
+from iresnet_fast.report.benchmarks import Results, read
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -19,6 +20,9 @@ CPU = torch.device("cpu")
 def problem(**changes):
     def broken(x):
         raise RuntimeError("no\nsecond line")
+
+    def mute(x):
+        raise RuntimeError
 
     settings = {
         "name": "square",
@@ -30,6 +34,7 @@ def problem(**changes):
             Provider("wrong", lambda x: x.square() + 0.1, 1e-6),
             Provider("nan", lambda x: x / 0 * 0, 1e-6),
             Provider("broken", broken, 1e-6),
+            Provider("mute", mute, 1e-6),
             Provider("absent", lambda x: x, 1e-6, missing="not installed"),
         ],
         "work": Work(1000, torch.float32, 8000),
@@ -58,6 +63,7 @@ def test_no_timing_without_the_right_answer(rows):
         "wrong": "inexact",
         "nan": "inexact",
         "broken": "failed",
+        "mute": "failed",
         "absent": "missing",
     }
     assert all((row.wall is None) == (row.status != "measured") for row in rows.values())
@@ -89,21 +95,21 @@ def test_peak_memory_sees_an_allocation():
 
 def test_schema(rows, tmp_path):
     path = tmp_path / "machine" / "test.json"
-    results.write(path, machine.facts(CPU), list(rows.values()))
-    (document,) = results.read_all(tmp_path)
-    assert set(document) == {"meta", "rows"}
-    assert all("error" in row for row in document["rows"])
-    assert {"device", "torch", "threads", "commit", "date"} <= document["meta"].keys()
-    text = readme.page([document])
+    facts = machine.facts(CPU) | {"quick": False, "ceilings": {"copy": 1e9}}
+    results.write(path, facts, list(rows.values()))
+    found = read([tmp_path])
+    text = readme.page(found)
     assert "| square | fast |" in text
-    assert "wrong" not in text.split("### Promises")[0]
-    unmet = readme.not_met([document])
+    assert "| square | wrong | inexact: error" in text
+    assert "| square | mute | failed: RuntimeError: no message |" in text
+    unmet = readme.not_met(found)
     assert unmet.count("test, square: fast against slow, wall") == 1
-    assert "(must 1e+09×)" in unmet
+    assert "(must 1,000,000,000×)" in unmet
+    assert "wrong against slow, wall – (must 2×)" in unmet
 
 
 def test_headlines_compare_what_both_were_measured_on(monkeypatch):
-    meta = {"machine": "m", "device": "M", "threads": 2, "torch": "2", "date": "2026-01-01"}
+    meta = {"device": "M", "threads": 2, "torch": "2", "date": "2026-01-01"}
 
     def row(problem, provider, wall, error):
         return {"case": "c", "problem": problem, "provider": provider, "wall": wall, "error": error, "promises": []}
@@ -112,29 +118,32 @@ def test_headlines_compare_what_both_were_measured_on(monkeypatch):
     rows += [row("two", "ours", 1.0, 1e-8), row("two", "peer (9)", 2.0, 1e-9)]
     rows += [row("three", "ours", 1.0, 1e-3), row("three", "peer (9)", None, None)]
     monkeypatch.setattr(readme, "HEADLINES", (readme.Headline("it", "c", "ours", "peer", "the peer"),))
-    text = readme.headlines([{"meta": meta, "rows": rows}])
+    found = Results((meta,), tuple(rows))
+    text = readme.headlines([found])
     assert "| it | the peer | 2 | 2× to 5× | 1.0e-07, 1.0e-06 |" in text
-    assert "Every promise" in readme.not_met([{"meta": meta, "rows": rows}])
+    assert "Every promise" in readme.not_met([found])
 
 
 def test_documents_show_the_result_files():
-    found = results.read_all()
+    found = read([results.FOLDER])
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert readme.update(text, found) == text, "run python -m benchmarks.readme"
     assert readme.PAGE.read_text(encoding="utf-8") == readme.page(found), "run python -m benchmarks.readme"
 
 
 def test_every_headline_has_results():
-    text = readme.headlines(results.read_all())
+    text = readme.headlines(read([results.FOLDER]))
     for headline in readme.HEADLINES:
         assert f"| {headline.task} | {headline.shown} |" in text, headline
 
 
 def test_committed_results_are_exact_and_complete():
-    for document in results.read_all():
-        assert not document["meta"]["quick"]
-        for row in document["rows"]:
-            assert row["case"] in CASES
+    found = read([results.FOLDER])
+    assert found
+    for measured in found:
+        assert not any(meta["quick"] for meta in measured.meta)
+        assert {row["case"] for row in measured.rows} == CASES.keys()
+        for row in measured.rows:
             assert row["status"] in ("measured", "missing") or row["peer"]
             assert row["status"] != "measured" or row["error"] <= row["tolerance"]
 

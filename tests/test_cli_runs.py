@@ -10,7 +10,7 @@ from iresnet_fast.cli import main
 from iresnet_fast.cli.runs import split_settings
 from iresnet_fast.models import read_config
 from tests.data.test_load import write_cifar10
-from tests.data.test_mnist import write_set
+from tests.helpers import write_mnist
 
 TINY = """
 kind = "classifier"
@@ -51,7 +51,7 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("IRESNET_FAST_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    write_set(tmp_path / "mnist", train=40)
+    write_mnist(tmp_path / "mnist", train=40)
     (tmp_path / "tiny.toml").write_text(TINY)
     (tmp_path / "flow.toml").write_text(FLOW)
 
@@ -135,7 +135,7 @@ def test_bad_input(run, arguments, message):
 
 def test_the_place_of_a_named_set_comes_first(run, tmp_path):
     """torchvision keeps all sets in one folder."""
-    write_set(tmp_path / "all" / "MNIST" / "raw")
+    write_mnist(tmp_path / "all" / "MNIST" / "raw")
     write_cifar10(tmp_path / "all" / "cifar-10-batches-py")
     (tmp_path / "ten.toml").write_text(TINY.replace('"mnist"', '"cifar10"').replace("[1, 28, 28]", "[3, 32, 32]"))
     assert "proven" in run("train", "ten.toml", "--data", "all", "--out", "run")[0]

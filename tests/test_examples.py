@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_mnist import write_set
+from tests.helpers import write_mnist
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,7 +46,7 @@ def test_semi_supervised():
 
 
 def test_mnist_density(tmp_path):
-    write_set(tmp_path / "mnist", train=80)
+    write_mnist(tmp_path / "mnist", train=80)
     options = ("--minutes", 0.001, "--batch-size", 8, "--test-images", 3)
     printed = run("mnist_density", "--data", tmp_path / "mnist", "--out", tmp_path / "out", *options)
     assert "bits/dim on 3 test images after 20 steps" in printed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import torch
@@ -141,14 +142,8 @@ def _network(device: torch.device) -> Problem:
         layers = [layer for block in irf.certify(model).blocks for layer in block.layers]
         return torch.tensor([layer.bound for layer in layers], dtype=torch.float64)
 
-    before = os.environ.get("IRESNET_FAST_BACKEND")
-    os.environ["IRESNET_FAST_BACKEND"] = "reference"
-    try:
+    with mock.patch.dict(os.environ, {"IRESNET_FAST_BACKEND": "reference"}):
         exact = bounds(model)
-    finally:
-        del os.environ["IRESNET_FAST_BACKEND"]
-        if before is not None:
-            os.environ["IRESNET_FAST_BACKEND"] = before
     return Problem(
         name="certify the 7-7-7 network",
         inputs=[model],

@@ -35,7 +35,7 @@ def _problem(shape: tuple[int, ...], device: torch.device) -> Problem:
     )
 
 
-def _unpacked(function):  # type: ignore[no-untyped-def]
+def _unpacked(function):
     return lambda tensors: function(*tensors)
 
 

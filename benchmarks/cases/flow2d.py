@@ -53,7 +53,7 @@ def _loss_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Negative log-likelihood in nats per sample."""
     if isinstance(model, IResNetFlow):
         return lambda x: 2 * hybrid_loss(model(x))
-    return model.forward_kld  # type: ignore[return-value]
+    return model.forward_kld
 
 
 def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def _sample_provider(name: str, model: nn.Module) -> Provider:
     def peers(z: Tensor) -> Tensor:
         return model(z).detach()
 
-    return Provider(name, peers, _SAMPLE_ERROR, result=lambda x: _by_parts(model.inverse, x), peer=True)  # type: ignore[arg-type]
+    return Provider(name, peers, _SAMPLE_ERROR, result=lambda x: _by_parts(model.inverse, x), peer=True)
 
 
 def _models(density: Density2d, seconds: float) -> Iterator[tuple[str, nn.Module, int]]:

@@ -18,15 +18,15 @@ import iresnet_fast as irf
 from iresnet_fast.data import load_digits
 from iresnet_fast.nn import Bottleneck, InvertibleResidualBlock, LipschitzMLP, find_spectral_norm, frozen_state
 from iresnet_fast.reference.fixed_point import fixed_iterations
+from iresnet_fast.report.inversion import PAPER_ITERATIONS, papers_inverse
 from iresnet_fast.solvers import InverseResult, invert_residual, sample_norms
 from iresnet_fast.training import fit_classifier
 
 from ..case import Case, Problem, Promise, Provider, StudyPoint, Work, compiled
 from ..peers import INVERSES
 
-_ITERATIONS = 100
 TOLERANCE = 1e-5
-PAPERS, _COMPILED = f"eager, {_ITERATIONS} iterations", f"torch.compile, {_ITERATIONS} iterations"
+PAPERS, _COMPILED = f"eager, {PAPER_ITERATIONS} iterations", f"torch.compile, {PAPER_ITERATIONS} iterations"
 PICARD, OURS = "iresnet_fast, Picard, certified to 1e-6", "iresnet_fast, certified to 1e-6"
 _GENERAL, _MIXED = "iresnet_fast, general path, certified to 1e-6", "iresnet_fast, float16 first, certified to 1e-6"
 # How each of ours is asked for.
@@ -49,7 +49,7 @@ def saturated(branch: nn.Module) -> InvertibleResidualBlock:
     for module in branch.modules():
         if find_spectral_norm(module):
             with torch.no_grad():
-                module.parametrizations.weight.original.mul_(4)  # type: ignore[union-attr]
+                module.parametrizations.weight.original.mul_(4)
     return InvertibleResidualBlock(branch)
 
 
@@ -62,7 +62,7 @@ def counted_inverse(model: nn.Module, name: str) -> Provider:
             result = model.solve_inverse(y, **options)
             return result.x, [result]
         blocks: list[InverseResult] = []
-        x = model.inverse(y, progress=lambda done, total, block: blocks.append(block), **options)  # type: ignore[operator]
+        x = model.inverse(y, progress=lambda done, total, block: blocks.append(block), **options)
         return x, blocks
 
     return Provider(name, torch.no_grad()(invert), TOLERANCE, lambda solved: solved[0], counts=_evaluations)
@@ -73,30 +73,22 @@ def _evaluations(solved: _Solved) -> dict[str, float]:
     return {"evaluations": float(torch.stack([block.evaluations for block in solved[1]]).double().mean())}
 
 
-def papers_inverse(model: nn.Module, y: Tensor, n: int = _ITERATIONS) -> Tensor:
-    """The papers' loop over a block or a chain of them."""
-    chain = model if isinstance(model, irf.nn.InvertibleSequential) else [model]
-    for module in reversed(list(chain)):
-        if isinstance(module, InvertibleResidualBlock):
-            y = fixed_iterations(module.g, y, n)
-        elif isinstance(module, irf.nn.InjectivePad):
-            y = y[:, : y.shape[1] - module.channels]  # unchecked: with few iterations the channels are not zero yet
-        else:
-            y = module.inverse(y)
-    return y
+def chain_of(model: nn.Module) -> Sequence[nn.Module]:
+    """The modules of a chain, or a block alone."""
+    return model if isinstance(model, irf.nn.InvertibleSequential) else [model]
 
 
 def _once_normalised(model: nn.Module, y: Tensor, n: int) -> Tensor:
     with frozen_state(model):
-        return papers_inverse(model, y, n)
+        return papers_inverse(chain_of(model), y, n)
 
 
 def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
     """The fewest fixed iterations that come within a tenth of an error, or the most accurate number if none do."""
     errors = []
     with frozen_state(model):
-        for n in range(1, _ITERATIONS):
-            errors.append(float(sample_norms(papers_inverse(model, y, n).double() - exact).max()))
+        for n in range(1, PAPER_ITERATIONS):
+            errors.append(float(sample_norms(papers_inverse(chain_of(model), y, n).double() - exact).max()))
             if errors[-1] <= 1.1 * error:
                 return n
     return 1 + errors.index(min(errors))
@@ -104,13 +96,13 @@ def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
 
 def _compiled_inverse(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The papers' loop with every branch compiled."""
-    chain = model if isinstance(model, irf.nn.InvertibleSequential) else [model]
+    chain = chain_of(model)
     branches = {id(part): compiled(part.g) for part in chain if isinstance(part, InvertibleResidualBlock)}
 
     def invert(y: Tensor) -> Tensor:
         for module in reversed(list(chain)):
             branch = branches.get(id(module))
-            y = module.inverse(y) if branch is None else fixed_iterations(branch, y, _ITERATIONS)
+            y = module.inverse(y) if branch is None else fixed_iterations(branch, y, PAPER_ITERATIONS)
         return y
 
     return invert
@@ -158,8 +150,8 @@ def _problem(
     fewest = _fewest(model, outputs[0], exact[id(outputs[0])], error)
     least = f"eager, fewest iterations for our error ({fewest})"
     providers = [
-        Provider(PAPERS, lambda y: papers_inverse(model, y), TOLERANCE),
-        Provider(least, lambda y: papers_inverse(model, y, fewest), TOLERANCE),
+        Provider(PAPERS, lambda y: papers_inverse(chain_of(model), y), TOLERANCE),
+        Provider(least, lambda y: papers_inverse(chain_of(model), y, fewest), TOLERANCE),
         Provider(f"{least}, weights normalised once", lambda y: _once_normalised(model, y, fewest), TOLERANCE),
         *([Provider(_COMPILED, _compiled_inverse(model), TOLERANCE)] if compiling else []),
         *(_peers(model, tuple(inputs[0].shape[1:])) if peers else []),

@@ -31,7 +31,7 @@ def _block(branch: nn.Module, device: torch.device) -> InvertibleResidualBlock:
     with torch.no_grad():
         for module in branch.modules():
             if irf.nn.find_spectral_norm(module):
-                module.parametrizations.weight.original.mul_(4)  # type: ignore[union-attr]
+                module.parametrizations.weight.original.mul_(4)
     block = InvertibleResidualBlock(branch).to(device).eval()
     irf.enforce(block)
     return block

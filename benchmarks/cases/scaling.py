@@ -11,6 +11,7 @@ import torch
 import iresnet_fast as irf
 from iresnet_fast.nn import Bottleneck
 from iresnet_fast.reference import conv_spectrum as reference
+from iresnet_fast.report.inversion import papers_inverse
 
 from ..case import Case, Problem, Provider, StudyPoint, Work
 from .conv_spectrum import values_work
@@ -22,7 +23,6 @@ from .inverse import (
     counted_inverse,
     linear,
     orthogonal,
-    papers_inverse,
     saturated,
 )
 

@@ -141,7 +141,7 @@ def _problem(
     )
 
 
-def _ignoring_input(function):  # type: ignore[no-untyped-def]
+def _ignoring_input(function):
     return lambda _: function()
 
 

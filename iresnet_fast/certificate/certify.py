@@ -127,22 +127,22 @@ def enforce(model: nn.Module, *, progress: Progress | None = None) -> Certificat
         norm = find_spectral_norm(module)
         if norm is None:
             continue
-        parametrizations = module.parametrizations.weight  # type: ignore[union-attr]
-        if len(parametrizations) != 1:  # type: ignore[arg-type]
+        parametrizations = module.parametrizations.weight  # type: ignore[union-attr]  # torch types attributes of modules as Tensor | Module
+        if len(parametrizations) != 1:  # type: ignore[arg-type]  # torch types attributes of modules as Tensor | Module
             raise ValueError(
                 f"{type(module).__name__} has other parametrizations of its weight beside spectral_norm, which enforce "
                 "cannot rescale through. Remedy: remove them first"
             )
         with frozen_state(module):
-            effective = module.weight.detach().clone()  # type: ignore[operator]
-        original = parametrizations.original  # type: ignore[union-attr]
+            effective = module.weight.detach().clone()  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
+        original = parametrizations.original  # type: ignore[union-attr]  # torch types attributes of modules as Tensor | Module
         margin = max(_MARGIN, 4 * torch.finfo(effective.dtype).eps)
         for _ in range(_ENFORCE_ROUNDS):
             bound = layer_bound(module, effective)
             if bound <= norm.coeff:
                 break
             effective = effective * ((norm.coeff / bound) * (1 - margin))
-            original.copy_(effective)  # type: ignore[operator]
+            original.copy_(effective)  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
     return certify(model, progress=progress)
 
 

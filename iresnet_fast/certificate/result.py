@@ -69,6 +69,11 @@ class Certificate:
     inverse_lipschitz: float | None
     obstacles: tuple[str, ...]
 
+    @property
+    def largest_lipschitz(self) -> float | None:
+        """The largest proven Lip(g) of a block; None where none is proven."""
+        return max((block.lipschitz for block in self.blocks if block.lipschitz is not None), default=None)
+
     def to_dict(self) -> dict[str, Any]:
         """The certificate as plain types, ready for JSON."""
         return asdict(self)

@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..optional import require
 from ..report.demo import DemoResult, run_demo, write_results
-from ..report.page import require_packages, write_demo_page
+from ..report.numbers import number
+from ..report.page import DRAWN_WITH, write_demo_page
 from .application import app, err, make_progress
 from .application import out as standard
 
@@ -33,7 +35,7 @@ def demo(
 ) -> None:
     """Train certified invertible networks on real digits: classify, prove, invert, give likelihoods, and sample."""
     console = err if as_json else standard
-    require_packages("the demonstration", "sklearn")  # these fail now rather than after the training
+    require("the demonstration", *DRAWN_WITH, "sklearn")  # these fail now rather than after the training
     out.mkdir(parents=True, exist_ok=True)
     progress = make_progress(console)
     with progress:
@@ -59,7 +61,7 @@ def _print_demo(console: Console, result: DemoResult) -> None:
     rows: list[tuple[str, list[str]]] = [
         ("classification error", [f"{100 * n.test_error:.2f} %" for n in result.networks]),
         ("guaranteed inverse", ["[green]yes" if n.guaranteed else "[red]no" for n in result.networks]),
-        ("largest proven Lip(g) of a block", [f"{n.largest_lipschitz:.4g}" for n in result.networks]),
+        ("largest proven Lip(g) of a block", [number(n.largest_lipschitz) for n in result.networks]),
         ("reconstruction error, median", [f"{n.reconstruction_error:.1e}" for n in result.networks]),
         ("reconstruction error, worst", [f"{n.worst_reconstruction_error:.1e}" for n in result.networks]),
         ("inverse converged", [f"{100 * n.converged:.1f} %" for n in result.networks]),

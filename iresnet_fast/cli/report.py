@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..report.benchmarks import read
-from ..report.page import require_packages, write_benchmark_page
+from ..report.page import write_benchmark_page
 from .application import app, out
 
 
@@ -21,6 +21,5 @@ def report(
     path: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Show benchmark results as one HTML page: speed-ups, error against time, scaling, roofline."""
-    require_packages("the report")
     written = write_benchmark_page(read(results), path)
     out.print(f"Report: {written}", highlight=False, soft_wrap=True)

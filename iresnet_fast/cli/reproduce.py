@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +10,14 @@ import typer
 from rich.markdown import Markdown
 
 from ..data import load
+from ..optional import require
 from ..reproduce import SCALES, TARGETS, WITHOUT_IMAGES, Job
 from ..training import InterruptedRunError
 from .application import app, err, make_progress
 from .application import out as standard
 
-Target = Enum("Target", {name: name for name in TARGETS})  # type: ignore[misc]
-ScaleName = Enum("ScaleName", {name: name for name in SCALES})  # type: ignore[misc]
+Target = Enum("Target", {name: name for name in TARGETS})  # type: ignore[misc]  # names of tables
+ScaleName = Enum("ScaleName", {name: name for name in SCALES})  # type: ignore[misc]  # names of tables
 
 
 @app.command(
@@ -37,7 +37,7 @@ def reproduce(
 ) -> None:
     """Make a table or figure of the papers again, with the published figures beside ours."""
     name = str(target.value)
-    _require_packages(name)
+    require(name, "matplotlib", "safetensors", *(("zuko", "normflows") if name == "slides" else ()))
     images = None if name in WITHOUT_IMAGES else load(data if data is not None else "mnist")
     progress = make_progress(standard)
     with progress:
@@ -54,15 +54,3 @@ def reproduce(
     path = record.write(out)
     standard.print(Markdown(record.to_markdown()))
     standard.print(f"wrote {path}", highlight=False, soft_wrap=True)
-
-
-def _require_packages(target: str) -> None:
-    """Check for what a target is made with, before the work of training."""
-    needed = {"matplotlib": "demo", "safetensors": "train"}
-    if target == "slides":
-        needed |= {"zuko": "peers", "normflows": "peers"}
-    for package, extra in needed.items():
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f"{target} needs {package}, which is not installed. Remedy: pip install 'iresnet_fast[{extra}]'"
-            )

@@ -20,6 +20,7 @@ from ..data import ImageSplit, load
 from ..data.load import NAMED
 from ..models import IResNetFlow, Model, read_config
 from ..models.configuration import nearest
+from ..solvers import relative_errors
 from ..training import InterruptedRunError, TrainingConfig
 from ..training import train as train_network
 from ..training.evaluate import Evaluation
@@ -131,9 +132,8 @@ def reconstruct(
     model, images = _network(run, best), _images(run, data)
     x = _floats(model, images.test_images[:count], images.n_levels)
     back = model.inverse(model.features(x), tol=1e-5)
-    errors = (back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
     table = Table("image", "relative error")
-    for index, error in enumerate(errors.tolist()):
+    for index, error in enumerate(relative_errors(back, x).tolist()):
         table.add_row(str(index), f"{error:.1e}")
     standard.print(table)
     _write(_shown(model, torch.stack([x, back])), out)

@@ -6,7 +6,6 @@ import inspect
 from datetime import timedelta
 from enum import Enum
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from ..models import Model, load_pretrained
 from ..models.pretrained import WEIGHTS
+from ..optional import require
 from ..training.folder import BEST, LAST, load_run
 from .application import app, err, make_progress
 from .application import out as standard
@@ -94,7 +94,7 @@ def _do(
     workers: _Workers = 0,
     address: _Address = None,
 ) -> None:
-    _require("pyarrow")
+    require(operation, "pyarrow")
     from .. import scale  # noqa: PLC0415  (its packages are optional)
 
     if threads:
@@ -128,7 +128,7 @@ def _do(
 
         try:
             if ray is not None:
-                outcome = scale.run_with_ray(load, plan, output, resume=resume, report=report, **ray)  # type: ignore[arg-type]
+                outcome = scale.run_with_ray(load, plan, output, resume=resume, report=report, **ray)  # type: ignore[arg-type]  # values of several types
             else:
                 outcome = scale.run(model, plan, output, resume=resume, place=place, report=report)
         except KeyboardInterrupt:
@@ -149,7 +149,7 @@ def _register(operation: str) -> None:
     def command(**settings: Any) -> None:
         _do(operation, **settings)
 
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
     command.__annotations__ = {value.name: value.annotation for value in parameters}
     files = (
         "'latents/data/*.parquet' --output images" if operation == "invert" else "'images/*.parquet' --output latents"
@@ -173,7 +173,7 @@ def verify(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder of results.")],
 ) -> None:
     """Read results and inputs again: nothing is missing, damaged, or there twice; exit status 1 where something is."""
-    _require("pyarrow")
+    require("verify", "pyarrow")
     from .. import scale  # noqa: PLC0415
 
     progress = make_progress(standard)
@@ -191,13 +191,6 @@ def load_network(folder: Path, best: bool, dtype: str) -> Model:
     """The network of a training run, or of ``save_pretrained``, in evaluation mode."""
     model = load_pretrained(folder) if (folder / WEIGHTS).is_file() else load_run(folder, BEST if best else LAST)
     return model.to(getattr(torch, dtype))
-
-
-def _require(package: str) -> None:
-    if find_spec(package) is None:
-        raise ModuleNotFoundError(
-            f"this needs {package}, which is not installed. Remedy: pip install 'iresnet_fast[scale]'"
-        )
 
 
 def _show(found: Estimate) -> None:

@@ -240,7 +240,7 @@ def _load_branch(block: InvertibleResidualBlock, source: _Source, coeff: float |
             source.copy(f"{name}.weight", layer.weight)
             continue
         assert coeff is not None
-        original: Any = layer.parametrizations.weight.original  # type: ignore[union-attr]
+        original: Any = layer.parametrizations.weight.original  # type: ignore[union-attr]  # torch types attributes of modules as Tensor | Module
         source.copy(f"{name}.weight_orig", original)
         u, v, _ = (source.read(f"{name}.weight_{part}") for part in ("u", "v", "sigma"))  # σ: of the last step
         added = 0.0 if original[0, 0].numel() == 1 else _ADDED

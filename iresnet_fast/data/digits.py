@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..optional import require
 from .images import ImageSplit
 
 _LEVELS = 17
@@ -19,13 +20,10 @@ def load_digits(test_share: float = 0.25, seed: int = 0) -> ImageSplit:
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as load  # noqa: PLC0415  (an optional package)
-        from sklearn.model_selection import train_test_split  # noqa: PLC0415
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the digits come with scikit-learn, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
-        ) from None
+    require("reading the digits", "sklearn")
+    from sklearn.datasets import load_digits as load  # noqa: PLC0415  (an optional package)
+    from sklearn.model_selection import train_test_split  # noqa: PLC0415
+
     pixels, labels = load(return_X_y=True)
     images = torch.as_tensor(pixels, dtype=torch.uint8).view(-1, 1, 8, 8)
     classes = torch.as_tensor(labels, dtype=torch.int64)

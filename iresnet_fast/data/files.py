@@ -6,12 +6,12 @@ import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..optional import require
 from .images import ImageSplit
 from .missing import MissingDataError
 
@@ -129,7 +129,9 @@ def _to_images(array: np.ndarray, path: Path) -> Tensor:
 
 
 def _read_tables(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
-    parquet = _require("pyarrow.parquet", "pyarrow")
+    require("reading Parquet", "pyarrow")
+    from pyarrow import parquet  # noqa: PLC0415  (an optional package)
+
     images: list[bytes] = []
     labels: list[int] = []
     for path in files:
@@ -157,11 +159,13 @@ def _read_tables(files: Sequence[Path]) -> tuple[Tensor, Tensor]:
 
 def _decode(sources: Sequence[Path | bytes]) -> Tensor:
     """(N, C, H, W) uint8; in colour where any image is."""
-    image_module = _require("PIL.Image", "pillow")
+    require("reading images", "PIL")
+    from PIL import Image  # noqa: PLC0415  (an optional package)
+
     decoded = []
     for source in sources:
         try:
-            with image_module.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 mode, gray = image.mode, image.mode in ("L", "1")
                 decoded.append(np.asarray(image.convert("L" if gray else "RGB")))
         except (OSError, SyntaxError) as error:
@@ -181,14 +185,3 @@ def _decode(sources: Sequence[Path | bytes]) -> Tensor:
 
 def _named(source: Path | bytes) -> str:
     return "an image" if isinstance(source, bytes) else str(source)
-
-
-def _require(module: str, package: str) -> Any:
-    from importlib import import_module  # noqa: PLC0415
-
-    try:
-        return import_module(module)
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"these images need {package}, which is not installed. Remedy: pip install {package}"
-        ) from None

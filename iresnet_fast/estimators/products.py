@@ -33,7 +33,7 @@ class Evaluation:
         self.n_vjps = 0
         self._pullback: Callable[[Tensor], tuple[Tensor]] | None = None
         if torch.compiler.is_compiling():  # which traces torch.func, and not torch.autograd.grad
-            self.image, self._pullback = torch.func.vjp(g, x)  # type: ignore[misc]
+            self.image, self._pullback = torch.func.vjp(g, x)  # type: ignore[misc]  # a pair where has_aux is false
             check_same_shape(x, self.image)
             return
         with torch.inference_mode(False), torch.enable_grad():

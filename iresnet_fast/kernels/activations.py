@@ -13,7 +13,7 @@ RELU, ELU, SOFTPLUS, TANH, LIPSWISH, MAXMIN = (tl.constexpr(code) for code in ra
 
 
 @triton.jit
-def exponential_below_zero(x):  # type: ignore[no-untyped-def]
+def exponential_below_zero(x):
     """e^x and e^x − 1 of x ≤ 0; the second loses nothing near 0."""
     e = tl.exp(x)
     r = tl.where(x > -0.35, x, 0.0)
@@ -26,7 +26,7 @@ def exponential_below_zero(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def log_one_plus(z):  # type: ignore[no-untyped-def]
+def log_one_plus(z):
     """log(1 + z) of 0 ≤ z ≤ 1, by 2 artanh(z/(2 + z))."""
     s = z / (z + 2.0)
     q = s * s
@@ -40,7 +40,7 @@ def log_one_plus(z):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def activate(x, kind, parameters):  # type: ignore[no-untyped-def]
+def activate(x, kind, parameters):
     """The activation of this code, a scalar known at run time, with its two parameters: one kernel serves all."""
     a, b = tl.load(parameters), tl.load(parameters + 1)
     if kind == RELU:

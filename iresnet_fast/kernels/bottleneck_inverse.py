@@ -25,7 +25,7 @@ MAX_VALUES = 1 << 17
 
 
 @triton.jit
-def bottleneck_inverse_kernel(  # type: ignore[no-untyped-def]
+def bottleneck_inverse_kernel(
     y,
     x0,
     weights,

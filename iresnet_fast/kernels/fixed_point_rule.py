@@ -40,7 +40,7 @@ def constants(lipschitz: float | None, tol: float, eps: float) -> tuple[float, .
 
 
 @triton.jit
-def begin(numbers, flags, sample, squares, done, tol, places):  # type: ignore[no-untyped-def]
+def begin(numbers, flags, sample, squares, done, tol, places):
     """Set what is known before the first evaluation; ``squares`` is ‖y‖², ``done`` 1 for places without a sample."""
     threshold = tol * tl.maximum(tl.sqrt(squares), 1.0)
     infinite = tl.where(done < 2, float("inf"), 0.0)
@@ -59,7 +59,7 @@ def begin(numbers, flags, sample, squares, done, tol, places):  # type: ignore[n
 
 
 @triton.jit
-def decide(  # type: ignore[no-untyped-def]
+def decide(
     numbers,
     flags,
     sample,
@@ -141,7 +141,7 @@ def decide(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _iteration_limit(residual, threshold, gap, log_lipschitz, max_iterations, PROVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+def _iteration_limit(residual, threshold, gap, log_lipschitz, max_iterations, PROVEN: tl.constexpr):
     """Steps allowed, from the first residual: a-priori Lⁿ/(1−L)·‖x¹ − x⁰‖ ≤ threshold with L."""
     if PROVEN:
         needed = tl.ceil(tl.log(threshold * gap / residual) / log_lipschitz)

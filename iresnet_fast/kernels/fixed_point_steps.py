@@ -32,7 +32,7 @@ _TOGETHER = 32
 
 
 @triton.jit
-def decide_kernel(  # type: ignore[no-untyped-def]
+def decide_kernel(
     partial,
     partial_along,
     numbers,
@@ -90,7 +90,7 @@ def decide_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def advance_kernel(  # type: ignore[no-untyped-def]
+def advance_kernel(
     x,
     following,
     target,

@@ -19,7 +19,7 @@ _PROGRAMS = 512
 
 
 @triton.jit
-def fixed_point_update_kernel(  # type: ignore[no-untyped-def]
+def fixed_point_update_kernel(
     y,
     image,
     x,

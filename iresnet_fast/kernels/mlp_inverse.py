@@ -24,7 +24,7 @@ MAX_WIDTH = 1024
 
 
 @triton.jit
-def mlp_inverse_kernel(  # type: ignore[no-untyped-def]
+def mlp_inverse_kernel(
     y,
     x0,
     weights,

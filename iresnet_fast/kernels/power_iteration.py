@@ -56,19 +56,19 @@ MAX_SLOTS = 2048
 
 
 @triton.jit
-def _sum_of_slots(slots, first, count, SLOTS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sum_of_slots(slots, first, count, SLOTS: tl.constexpr):
     index = tl.arange(0, SLOTS)
     return tl.sum(tl.load(slots + first + index, mask=index < count, other=0.0), axis=0)
 
 
 @triton.jit
-def _usable(squares):  # type: ignore[no-untyped-def]
+def _usable(squares):
     """A sum of squares whose vector can be normalised, else 0."""
     return tl.where(squares < float("inf"), squares, 0.0)
 
 
 @triton.jit
-def half_step_kernel(  # type: ignore[no-untyped-def]
+def half_step_kernel(
     addresses,
     table,
     tiles,
@@ -156,14 +156,14 @@ def half_step_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _scale(sigma, coeff):  # type: ignore[no-untyped-def]
+def _scale(sigma, coeff):
     """max(1, σ/c), NaN where σ is not finite: neither an unconstrained weight nor zeros would show what happened."""
     ratio = sigma / coeff
     return tl.where(ratio <= 1.0, 1.0, tl.where(ratio < float("inf"), ratio, float("nan")))
 
 
 @triton.jit
-def finish_kernel(  # type: ignore[no-untyped-def]
+def finish_kernel(
     addresses,
     table,
     chunks,
@@ -222,9 +222,7 @@ def finish_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def dots_kernel(  # type: ignore[no-untyped-def]
-    grads, normalized, table, chunks, slots, CHUNK: tl.constexpr, ROW: tl.constexpr
-):
+def dots_kernel(grads, normalized, table, chunks, slots, CHUNK: tl.constexpr, ROW: tl.constexpr):
     """One chunk of ⟨G, W̄⟩."""
     chunk = chunks + tl.program_id(0) * 4
     layer, slot, start, end = tl.load(chunk), tl.load(chunk + 1), tl.load(chunk + 2), tl.load(chunk + 3)
@@ -237,7 +235,7 @@ def dots_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gradient_kernel(  # type: ignore[no-untyped-def]
+def gradient_kernel(
     grads,
     table,
     tiles,

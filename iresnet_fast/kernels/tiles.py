@@ -14,7 +14,7 @@ LAUNCH = {"num_warps": 4, "maxnreg": 255}
 
 
 @triton.jit
-def add_products(  # type: ignore[no-untyped-def]
+def add_products(
     total,
     source,
     row,

@@ -38,7 +38,7 @@ def build_model(config: Source, **overrides: Any) -> Model:
         near = nearest(str(kind), list(_KINDS))
         raise ValueError(f"kind must be {' or '.join(map(repr, _KINDS))}, got {kind!r}{near}")
     config_type, model_type = _KINDS[kind]
-    return model_type(build_config(config_type, settings, {}))  # type: ignore[arg-type]
+    return model_type(build_config(config_type, settings, {}))  # type: ignore[arg-type]  # types that belong together, in one table
 
 
 def load_pretrained(folder: str | Path) -> Model:

@@ -54,11 +54,11 @@ def build_config(kind: type[_Config], config: Source, overrides: Mapping[str, An
     if said is not None and said != own:
         raise ValueError(f"this is the configuration of a {said}, not of a {own}")
     settings = {key: value for key, value in settings.items() if key not in _BESIDE}
-    known = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    known = [item.name for item in fields(kind)]  # type: ignore[arg-type]  # a type of dataclass
     for key in settings:
         if key not in known:
             raise ValueError(f"unknown setting {key!r}{nearest(key, known)} of a {kind.__name__}")
-    needed = [item.name for item in fields(kind) if item.default is MISSING]  # type: ignore[arg-type]
+    needed = [item.name for item in fields(kind) if item.default is MISSING]  # type: ignore[arg-type]  # a type of dataclass
     if missing := [name for name in needed if name not in settings]:
         raise ValueError(f"a {kind.__name__} needs {', '.join(missing)}")
     return kind(**settings)

@@ -21,13 +21,13 @@ def frozen_state(module: nn.Module) -> Iterator[None]:
     """
     thawed = [part for part in parts_of(module) if getattr(part, "frozen", None) is False]
     for part in thawed:
-        part.frozen = True  # type: ignore[assignment]
+        part.frozen = True  # type: ignore[assignment]  # torch types attributes of modules as Tensor | Module
     try:
         with parametrize.cached():
             yield
     finally:
         for part in thawed:
-            part.frozen = False  # type: ignore[assignment]
+            part.frozen = False  # type: ignore[assignment]  # torch types attributes of modules as Tensor | Module
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class _Recompute(torch.autograd.Function):
 def _undo(link: nn.Module, y: Tensor, draw: _Draw | None) -> Tensor:
     """The input of a link, from its output."""
     if not isinstance(link, InvertibleResidualBlock):
-        x: Tensor = link.inverse(y)  # type: ignore[operator]
+        x: Tensor = link.inverse(y)  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
         return x.detach()
 
     tol = _TARGET * torch.finfo(y.dtype).eps

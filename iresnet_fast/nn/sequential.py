@@ -218,7 +218,7 @@ class _ReverseRun:
 
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
         # Modules of ours take the options of an inverse; of others nothing is known.
-        x: Tensor = link.inverse(y, **(self._options if isinstance(link, Bijection) else {}))  # type: ignore[operator]
+        x: Tensor = link.inverse(y, **(self._options if isinstance(link, Bijection) else {}))  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
         growth: Tensor | float = math.nan
         if type(link) in _INVERSE_LIPSCHITZ and not obstacle(link, type(link)):
             growth = _INVERSE_LIPSCHITZ[type(link)](link)

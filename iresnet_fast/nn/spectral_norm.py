@@ -257,7 +257,7 @@ def spectral_norm(
         weight, coeff, n_power_iterations=n_power_iterations, tol=tol, geometry=geometry, name=name
     ).train(module.training)
     parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-    parametrization.start(module.parametrizations[name].original)  # type: ignore[index, union-attr]
+    parametrization.start(module.parametrizations[name].original)  # type: ignore[index, union-attr]  # torch types attributes of modules as Tensor | Module
     if input_size is not None and geometry is not None:
         module.register_forward_pre_hook(check_input_size, with_kwargs=True)
     return module
@@ -266,7 +266,7 @@ def spectral_norm(
 def find_spectral_norm(module: nn.Module, name: str = "weight") -> SpectralNorm | None:
     """The module's own :class:`SpectralNorm`, if it has one."""
     if parametrize.is_parametrized(module, name):
-        for parametrization in module.parametrizations[name]:  # type: ignore[index]
+        for parametrization in module.parametrizations[name]:  # type: ignore[index]  # torch types attributes of modules as Tensor | Module
             if isinstance(parametrization, SpectralNorm):
                 return parametrization
     return None
@@ -294,7 +294,7 @@ def check_input_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         return
     expected = norm.geometry.input_size
     if module.transposed:  # its input is the output of the convolution
-        expected = norm.geometry.output_size(module.kernel_size)  # type: ignore[arg-type]
+        expected = norm.geometry.output_size(module.kernel_size)  # type: ignore[arg-type]  # torch types attributes of modules as Tensor | Module
     found = tuple((args[0] if args else kwargs["input"]).shape[-len(expected) :])
     if found != expected:
         raise ValueError(

@@ -112,7 +112,7 @@ class Split(Bijection):
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
         """Latents (B, D) to (B, C, ...); options are those of the inverse of ``rest``."""
         kept, factored = self.parts_of_latents(y)
-        return self.join(self.rest.inverse(kept, **options), factored)  # type: ignore[operator]
+        return self.join(self.rest.inverse(kept, **options), factored)  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """That of ``rest``: what is factored out does not change."""

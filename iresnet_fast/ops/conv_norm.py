@@ -155,9 +155,9 @@ def conv_norm_certified(
     r"""Whether the norm of a convolution layer's linear operator is proven to be at most ``tau``.
 
     The embedding of :func:`conv_norm_bound` lies below τ exactly when τ²I − G(ω) is positive definite at every
-    frequency: one batched Cholesky factorisation in float64, a third to a half of the cost of all singular values. τ² is
-    lowered by a margin for the rounding of the matrices and of the factorisation. False says that there is no proof,
-    not that the norm is larger.
+    frequency: one batched Cholesky factorisation in float64, a third to a half of the cost of all singular values. τ²
+    is lowered by a margin for the rounding of the matrices and of the factorisation. False says that there is no
+    proof, not that the norm is larger.
 
     Args:
         weight: as for :func:`conv_norm_bound`.

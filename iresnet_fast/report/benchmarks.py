@@ -136,12 +136,11 @@ def _document(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}. {remedy}") from error
-    meta, rows = (document.get(key) for key in ("meta", "rows")) if isinstance(document, dict) else (None, None)
-    missing = _META - meta.keys() if isinstance(meta, dict) else {"meta"}
-    if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-        missing |= {name for row in rows for name in _ROW - row.keys()}
-    else:
-        missing |= {"rows"}
+    content = document if isinstance(document, dict) else {}
+    meta, rows = content.get("meta"), content.get("rows")
+    meta = meta if isinstance(meta, dict) else {}
+    rows = rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else [{}]
+    missing = (_META - meta.keys()).union(*(_ROW - row.keys() for row in rows))
     if missing:
         raise ValueError(f"{path} is no result file of the benchmarks: {', '.join(sorted(missing))} missing. {remedy}")
     return {"meta": meta, "rows": [{**_DEFAULTS, **row, "date": meta["date"]} for row in rows]}

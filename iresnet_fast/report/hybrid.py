@@ -13,6 +13,7 @@ from torch import Tensor
 from ..certificate import enforce
 from ..data import ImageSplit
 from ..models import IResNetFlow
+from ..solvers import relative_errors
 from ..training import fit_flow
 
 BATCH_SIZE, _RATE = 64, 1e-2
@@ -69,7 +70,7 @@ def run_hybrid(
     x = (test + 0.5) / data.n_levels
     with torch.no_grad():
         wrong = flow.logits(x).argmax(1) != data.test_labels
-    error = (flow.reconstruct(x, tol=1e-6) - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+    error = relative_errors(flow.reconstruct(x, tol=1e-6), x)
     result = HybridResult(
         test_error=float(wrong.float().mean()),
         bits_per_dim=bits.mean,

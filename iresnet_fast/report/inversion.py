@@ -1,35 +1,35 @@
-"""The papers' inverse, and how far an inverse is off."""
+"""The papers' inverse."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterable
 
-from ..models import IResNetClassifier
+import torch
+from torch import Tensor, nn
+
 from ..nn import InjectivePad, InvertibleResidualBlock
 from ..reference.fixed_point import fixed_iterations
 
 PAPER_ITERATIONS = 100
 
 
-def relative_errors(found: Tensor, images: Tensor) -> Tensor:
-    """‖x̂ − x‖/‖x‖ per image, the papers' normalised L2 error; NaN counts as infinite."""
-    difference = (found - images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)
-    return difference.nan_to_num(nan=float("inf"), posinf=float("inf"))
-
-
 @torch.no_grad()
-def papers_inverse(model: IResNetClassifier, z: Tensor, n_iterations: int) -> Tensor:
-    """Invert the trunk as the papers' code does: a fixed number of iterations per block, weights normalised in each.
+def papers_inverse(chain: Iterable[nn.Module], z: Tensor, n_iterations: int = PAPER_ITERATIONS) -> Tensor:
+    """Invert modules as the papers' code does: a fixed number of iterations per block, weights normalised in each.
 
     Channels that were appended as zeros are dropped, whatever has become of them.
+
+    Args:
+        chain: invertible modules, in the order of the forward.
+        z: (B, ...) their output.
+        n_iterations: of each block.
     """
     x = z
-    for module in reversed(model.trunk):
+    for module in reversed(list(chain)):
         if isinstance(module, InvertibleResidualBlock):
             x = fixed_iterations(module.g, x, n_iterations)
         elif isinstance(module, InjectivePad):
             x = x[:, : x.shape[1] - module.channels]
         else:
-            x = module.inverse(x)
+            x = module.inverse(x)  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
     return x

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import base64
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..optional import require
+from ..solvers import relative_errors
 from . import numbers
 from .benchmark_figures import error_against_time, is_ours, roofline, scaling
 from .benchmarks import Results, Row
 from .demo import DemoResult
 from .figures import draw_convergence, draw_norms, draw_reconstructions, draw_samples
-from .inversion import relative_errors
 
-_DRAWN_WITH = ("matplotlib", "jinja2")
-
-
-def require_packages(purpose: str, *others: str) -> None:
-    """Check for what a page is made with, before the work of measuring.
-
-    Args:
-        purpose: what needs them, for the message.
-        others: packages needed beside those that draw.
-
-    Raises:
-        ModuleNotFoundError: one is not installed.
-    """
-    for package in (*_DRAWN_WITH, *others):
-        if find_spec(package) is None:
-            raise ModuleNotFoundError(
-                f"{purpose} needs {package}, which is not installed. Remedy: pip install 'iresnet_fast[demo]'"
-            )
+DRAWN_WITH = ("matplotlib", "jinja2")
 
 
 def write_demo_page(result: DemoResult, out: Path) -> Path:
@@ -40,7 +23,7 @@ def write_demo_page(result: DemoResult, out: Path) -> Path:
     Raises:
         ModuleNotFoundError: matplotlib or jinja2 is not installed.
     """
-    require_packages("the demonstration")
+    require("the demonstration's page", *DRAWN_WITH)
     names = [network.name for network in result.networks]
     rows = [
         (name, found, relative_errors(found, result.images).tolist())
@@ -64,7 +47,7 @@ def write_benchmark_page(machines: list[Results], path: Path) -> Path:
     Raises:
         ModuleNotFoundError: matplotlib or jinja2 is not installed.
     """
-    require_packages("the report")
+    require("the report", *DRAWN_WITH)
     context = [
         {
             "results": results,

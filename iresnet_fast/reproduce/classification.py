@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..models import IResNetClassifier
 from ..nn import frozen_state
-from ..report.inversion import PAPER_ITERATIONS, papers_inverse, relative_errors
+from ..report.inversion import PAPER_ITERATIONS, papers_inverse
+from ..solvers import relative_errors
 from . import published
 from .job import Job, Trained
 from .record import Record, Table
@@ -44,7 +45,6 @@ def _row(network: Trained, x: Tensor, theirs: dict[str, tuple[float, float]], jo
     error = float(relative_errors(reconstructions(network.model, x), x).mean())
     their_error, their_reconstruction = theirs.get(network.label, (None, None))
     certificate = network.certificate
-    largest = max((block.lipschitz for block in certificate.blocks if block.lipschitz is not None), default=None)
     verdict = "yes" if certificate.guaranteed else "no"
     return (
         network.label,
@@ -53,7 +53,7 @@ def _row(network: Trained, x: Tensor, theirs: dict[str, tuple[float, float]], jo
         error,
         their_reconstruction,
         verdict,
-        largest,
+        certificate.largest_lipschitz,
     )
 
 
@@ -67,4 +67,4 @@ def reconstructions(model: IResNetClassifier, x: Tensor, iterations: int = PAPER
     """Images through the latents and back by so many fixed-point iterations in every block."""
     with frozen_state(model):  # weights are normalised once
         parts = x.to(next(model.parameters()).device).split(_TOGETHER)
-        return torch.cat([papers_inverse(model, model.features(part), iterations).cpu() for part in parts])
+        return torch.cat([papers_inverse(model.trunk, model.features(part), iterations).cpu() for part in parts])

@@ -15,7 +15,7 @@ from .record import Record, Table
 _BLOCKS, _HIDDEN, _COEFF = 20, (32, 32), 0.95
 # As many noisy points of the cubic, and the standard deviation of the noise.
 _POINTS, _NOISE = 60, 1.0
-_LINES, _RATE = 81, 3e-3
+_LINES, _RATE, _CLIP = 81, 3e-3, 1.0
 
 
 def fig1(job: Job) -> Record:
@@ -60,7 +60,7 @@ def fig1(job: Job) -> Record:
         "points": _POINTS,
         "noise": _NOISE,
         "lr": _RATE,
-        "clip": 1.0,
+        "clip": _CLIP,
     }
     return Record(
         "fig1",
@@ -88,7 +88,7 @@ def _train(name: str, coeff: float | None, job: Job) -> InvertibleSequential:
     cubic = x**3 + _NOISE * torch.randn(_POINTS, 1)
     optimizer = torch.optim.AdamW(chain.parameters(), lr=_RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=_RATE, total_steps=steps)
-    stepper = Stepper(chain, optimizer, clip=1.0, schedule=schedule)
+    stepper = Stepper(chain, optimizer, clip=_CLIP, schedule=schedule)
     for step in range(1, steps + 1):
         half = first(x)
         stepper.step((half - cubic).square().mean() + (second(half) - x).square().mean())

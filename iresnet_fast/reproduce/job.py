@@ -214,7 +214,7 @@ class Job:
                 self.images,
                 folder,
                 resume=True,
-                on_step=lambda step, total, loss, label=label: self.report(f"training {label}", step, total),  # type: ignore[misc]
+                on_step=lambda step, total, loss, label=label: self.report(f"training {label}", step, total),  # type: ignore[misc]  # mypy infers no lambda with a default
             )
             model = load_run(folder).to(self.device)
             assert isinstance(model, IResNetClassifier)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..certificate import enforce
 from ..data import Density2d, density2d
 from ..models import IResNetFlow
+from ..optional import require
 from ..report.figures import new_figure
 from ..training import checkpoint as checkpoints
 from ..training.stepping import DivergedError, Stepper
@@ -20,10 +21,10 @@ from .job import Job
 from .record import Table
 
 _DENSITIES = ("8gaussians", "checkerboard")
-_BATCH, _RATE, _HIDDEN = 256, 5e-3, (64, 64)
+_BATCH, _RATE, _CLIP, _HIDDEN = 256, 5e-3, 1.0, (64, 64)
 _CELLS, _TOGETHER = 120, 5000
 OURS = "i-ResNet"
-SETTINGS = {"batch_size": _BATCH, "lr": _RATE, "hidden": _HIDDEN, "clip": 1.0}
+SETTINGS = {"batch_size": _BATCH, "lr": _RATE, "hidden": _HIDDEN, "clip": _CLIP}
 
 
 def compare(job: Job) -> Table:
@@ -69,13 +70,9 @@ def compare(job: Job) -> Table:
 
 def _flows() -> dict[str, Callable[[], nn.Module]]:
     """Of zuko and normflows, and ours."""
-    try:
-        import normflows  # noqa: PLC0415  (a peer, where it is installed)
-        import zuko  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is not installed, and the comparison needs it. Remedy: pip install 'iresnet_fast[peers]'"
-        ) from None
+    require("the comparison of flows", "zuko", "normflows")
+    import normflows  # noqa: PLC0415  (a peer, where it is installed)
+    import zuko  # noqa: PLC0415
 
     def nice() -> Any:
         """Additive couplings and one scale for each dimension; zuko's NICE has Real NVP's couplings by default."""
@@ -156,7 +153,7 @@ def _train(make: Callable[[], nn.Module], density: Density2d, job: Job, what: st
     generator = torch.Generator().manual_seed(job.seed + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
-    stepper = Stepper(model, optimizer, clip=1.0, schedule=schedule)
+    stepper = Stepper(model, optimizer, clip=_CLIP, schedule=schedule)
     log_prob = _differentiable_log_prob(model.train())
     for step in range(1, steps + 1):
         stepper.step(-log_prob(density.draw(_BATCH, generator)).mean())

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..models import IResNetClassifier
 from ..report.figures import draw_reconstructions, new_figure
-from ..report.inversion import PAPER_ITERATIONS, relative_errors
+from ..report.inversion import PAPER_ITERATIONS
+from ..solvers import relative_errors, sample_norms
 from .classification import held_out, reconstructions
 from .job import CONSTRAINED, Job
 from .record import Record, Table
@@ -95,8 +96,6 @@ def _proven(model: IResNetClassifier, x: Tensor, iterations: int) -> float | Non
     x = x.to(next(model.parameters()).device)
     tol = 4 * torch.finfo(x.dtype).eps
     options = {"tol": tol, "max_iterations": iterations, "method": "picard", "path": "general"}
-    try:
-        result = model.solve_inverse(model.features(x), on_failure="return", **options)
-    except ValueError:  # the appended channels are not zero yet
-        return None
-    return float((result.error_bound / x.flatten(1).norm(dim=1)).max())
+    result = model.solve_inverse(model.features(x), on_failure="return", **options)
+    bound = float((result.error_bound / sample_norms(x)).max())
+    return bound if math.isfinite(bound) else None  # the appended channels are not zero yet

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..certificate import certify
+from ..optional import require
 from .folder import ResultFolder, ShardRecord
 from .job import Outcome, Report, opened
 from .operation import Evaluator
@@ -57,12 +58,9 @@ def run_with_ray(
         ValueError: more workers than GPUs, where there are any.
         BusyError, FileExistsError, ValueError, InputError, OSError: as :func:`iresnet_fast.scale.run`.
     """
-    try:
-        import ray  # noqa: PLC0415  (an optional package)
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "the engine ray needs Ray, which is not installed. Remedy: pip install 'iresnet_fast[scale]'"
-        ) from None
+    require("the engine ray", "ray")
+    import ray  # noqa: PLC0415  (an optional package)
+
     address = address or os.environ.get("RAY_ADDRESS")
     with _connected(ray, address, (workers or 0) * threads), opened(plan, out, resume=resume) as (folder, _):
         resources = ray.cluster_resources()

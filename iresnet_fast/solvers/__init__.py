@@ -4,7 +4,7 @@ from .arguments import ON_FAILURE
 from .fixed_point import invert_residual
 from .implicit import attach_gradient
 from .precision import Precision, autocast_settings, evaluation_precision
-from .result import ROUNDING, InverseResult, NotConvergedError, conclude, sample_norms
+from .result import ROUNDING, InverseResult, NotConvergedError, conclude, relative_errors, sample_norms
 
 __all__ = [
     "ON_FAILURE",
@@ -17,5 +17,6 @@ __all__ = [
     "conclude",
     "evaluation_precision",
     "invert_residual",
+    "relative_errors",
     "sample_norms",
 ]

@@ -22,6 +22,11 @@ def sample_norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=axes, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def relative_errors(found: Tensor, exact: Tensor) -> Tensor:
+    """‖x̂ − x‖/‖x‖ of each sample: (B, ...) and (B, ...) to (B,); the papers' normalised error, infinite for NaN."""
+    return (sample_norms(found - exact) / sample_norms(exact)).nan_to_num(nan=math.inf, posinf=math.inf)
+
+
 @dataclass(frozen=True)
 class InverseResult:
     """Solution of x + g(x) = y with what is known of it, sample by sample.

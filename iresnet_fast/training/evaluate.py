@@ -13,7 +13,7 @@ from torch import Tensor
 from ..certificate import certify
 from ..data import ImageSplit
 from ..models import IResNetClassifier, IResNetFlow, Model
-from ..solvers import NotConvergedError
+from ..solvers import NotConvergedError, relative_errors
 
 _TOGETHER, _RECONSTRUCTED = 250, 100
 # Of the inverse: what float32 resolves for layers of coefficients up to 0.9, and up to 0.99.
@@ -94,5 +94,5 @@ def _reconstruction_error(model: IResNetClassifier | IResNetFlow, x: Tensor) -> 
         back = model.inverse(model.features(x), tol=tol)
     except NotConvergedError:
         return None
-    error = float(((back - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).max())
+    error = float(relative_errors(back, x).max())
     return error if math.isfinite(error) else None

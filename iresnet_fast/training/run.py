@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +21,7 @@ from ..certificate import Certificate, certify, enforce
 from ..data import ImageSplit, dequantize
 from ..data.augment import augment
 from ..models import IResNetFlow, Model, build_model, config_of
+from ..optional import require
 from ..whole_file import sweep, write_whole
 from . import checkpoint as checkpoints
 from .density import hybrid_loss
@@ -93,12 +93,7 @@ def train(
         DivergedError: ten steps in a row were skipped, or all of them.
         InterruptedRunError: Ctrl-C; the run is saved.
     """
-    if not find_spec("safetensors"):
-        raise ModuleNotFoundError(
-            "checkpoints need safetensors, which is not installed. Remedy: pip install 'iresnet_fast[train]'"
-        )
-    if tensorboard and not find_spec("tensorboard"):
-        raise ModuleNotFoundError("tensorboard is not installed. Remedy: pip install 'iresnet_fast[train]'")
+    require("training", "safetensors", *(["tensorboard"] if tensorboard else []))
     # torch's generators are afterwards what they were before.
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         return _Run(settings, training, data, out, resume=resume, tensorboard=tensorboard).train(on_step, on_evaluation)
@@ -122,7 +117,7 @@ class _Run:
         self._model: Model = build_model(settings).to(self._device)
         _check_data(self._model, data, training.batch_size, self._processes.count)
         if training.channels_last:
-            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self._model = self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its overloads leave memory_format alone out
         self._optimizer = make_optimizer(training, self._model.parameters())
         self._stepper = Stepper(self._model, self._optimizer, clip=training.clip, average=training.average)
         self._steps_per_epoch = max(1, len(data.train_images) // training.batch_size)
@@ -223,7 +218,7 @@ class _Run:
     def _judged(self) -> Model:
         """The network that is evaluated: the average, where there is one."""
         average = self._stepper.average
-        return self._model if average is None else average.module  # type: ignore[return-value]
+        return self._model if average is None else average.module  # type: ignore[return-value]  # AveragedModel has any Module
 
     def _certify(self) -> Certificate:
         model = self._judged().eval()

@@ -13,7 +13,8 @@ from PIL import Image
 
 from iresnet_fast.data import ImageSplit, MissingDataError, load, load_arrays, load_cifar, load_digits
 from iresnet_fast.data.augment import augment
-from tests.data.test_mnist import REAL, write_set
+from tests.data.test_mnist import REAL
+from tests.helpers import write_mnist
 
 CIFAR_JPEG = REAL.parent / "cifar10_jpeg75"
 
@@ -262,7 +263,7 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingDataError, match="data/MNIST/raw/train-images"):
         load("mnist")
-    write_set(tmp_path / "data")
+    write_mnist(tmp_path / "data")
     assert len(load("mnist").train_images) == 5
     with pytest.raises(ValueError, match="name must be one of 'cifar10', 'cifar100', got 'cifar'"):
         load_cifar("cifar", tmp_path)

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +9,9 @@ import pytest
 import torch
 
 from iresnet_fast.data import load_mnist, read_idx
+from tests.helpers import idx, write_mnist
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "mnist"
-
-
-def idx(array, code=8):
-    return bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-def write_set(folder, compress=False, train=5):
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    for part, count in (("train", train), ("t10k", 3)):
-        for name, shape in ((f"{part}-images-idx3-ubyte", (count, 28, 28)), (f"{part}-labels-idx1-ubyte", (count,))):
-            content = idx(generator.integers(10, size=shape, dtype=np.uint8))
-            if compress:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
-            else:
-                (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +37,7 @@ def test_every_type_of_number(tmp_path, array, code):
 @pytest.mark.parametrize("below", ["", "raw", "MNIST/raw"])
 @pytest.mark.parametrize("compress", [False, True])
 def test_where_it_may_lie(tmp_path, below, compress):
-    write_set(tmp_path / below, compress)
+    write_mnist(tmp_path / below, compress)
     found = load_mnist(tmp_path)
     assert found.train_images.shape == (5, 1, 28, 28)
     assert found.test_images.dtype == torch.uint8
@@ -64,7 +48,7 @@ def test_where_it_may_lie(tmp_path, below, compress):
 def test_bad_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"(?s)train-images-idx3-ubyte is not there. Looked for.*MNIST/raw"):
         load_mnist(tmp_path)
-    write_set(tmp_path)
+    write_mnist(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     whole = path.read_bytes()
     for content, message in (

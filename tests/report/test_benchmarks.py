@@ -5,9 +5,11 @@ import re
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from benchmarks import harness, machine, results
-from benchmarks.case import Problem, Promise, Provider, Study, Work
+from benchmarks.case import Problem, Promise, Provider, StudyPoint, Work
+from iresnet_fast.cli import app
 from iresnet_fast.report.benchmarks import read
 from iresnet_fast.report.page import write_benchmark_page
 
@@ -41,7 +43,9 @@ def problem(name, study=None):
 def rows():
     found = harness.measure("squares", problem("plain"), CPU, 0.05)
     for value in (1, 2, 4):
-        found += harness.measure("growth", problem(f"of size {value}", Study("growth", "size", value, 2)), CPU, 0.05)
+        found += harness.measure(
+            "growth", problem(f"of size {value}", StudyPoint("growth", "size", value, 2)), CPU, 0.05
+        )
     return found
 
 
@@ -59,6 +63,7 @@ def test_page_shows_every_measurement_and_needs_no_other_file(file, tmp_path):
         assert shown in text, shown
     assert "<i>" not in text
     assert text.count("<svg") == 3
+    assert "of size 2, broken: failed: RuntimeError: it cannot" in text
     links = set(re.findall(r'(?:href|src)="([^"#][^"]*)"', text))
     assert not links
     assert "quick run" not in text
@@ -95,8 +100,25 @@ def test_counts_can_be_studied(file):
     assert curve.slope == pytest.approx(1)
 
 
+def test_old_files_and_studies_without_a_measurement_are_shown(file, tmp_path):
+    document = json.loads(file.read_text())
+    needed = ("case", "problem", "provider", "status", "error", "wall", "speedup", "floor_ratio", "promises")
+    for row in document["rows"]:
+        if row["study"]:
+            row["wall"] = None
+        else:
+            for name in row.keys() - set(needed):
+                del row[name]
+    file.write_text(json.dumps(document))
+    (found,) = read([file])
+    assert found.studies == []
+    text = write_benchmark_page([found], tmp_path / "page.html").read_text()
+    assert "Scaling" not in text
+    assert "Roofline" not in text
+
+
 def test_results_that_are_none_are_named(file, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+    with pytest.raises(FileNotFoundError, match=r"none\.json does not exist. Remedy: python -m benchmarks"):
         read([tmp_path / "none.json"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty has no result file.*Remedy: python -m benchmarks --json"):
@@ -105,7 +127,7 @@ def test_results_that_are_none_are_named(file, tmp_path):
     text.write_text("{")
     with pytest.raises(ValueError, match=r"text\.json is not JSON"):
         read([text])
-    for content in ("[]", "{}", '{"meta": {}, "rows": []}', '{"meta": 3, "rows": 4}'):
+    for content in ("[]", "{}", '{"meta": {}, "rows": []}', '{"meta": 3, "rows": 4}', '{"meta": {}, "rows": [1]}'):
         text.write_text(content)
         with pytest.raises(ValueError, match=r"text\.json is no result file of the benchmarks: .*ceilings"):
             read([text])
@@ -126,3 +148,9 @@ def test_a_quick_run_says_so(file, tmp_path):
     document["meta"]["quick"] = True
     file.write_text(json.dumps(document))
     assert "quick runs" in write_benchmark_page(read([file]), tmp_path / "page.html").read_text()
+
+
+def test_command(file, tmp_path):
+    done = CliRunner().invoke(app, ["report", str(file), "--out", str(tmp_path / "made" / "page.html")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "made" / "page.html").stat().st_size > 10_000

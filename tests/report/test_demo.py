@@ -10,8 +10,8 @@ import torch
 from iresnet_fast.data import load_digits
 from iresnet_fast.report.convergence import block_convergence
 from iresnet_fast.report.demo import run_demo, write_results
-from iresnet_fast.report.inversion import relative_errors
 from iresnet_fast.report.page import write_demo_page
+from iresnet_fast.solvers import relative_errors
 from iresnet_fast.training import DivergedError, classification_error, fit_classifier
 from tests.helpers import small_classifier
 

@@ -1,5 +1,6 @@
 """Jobs that are killed, starved and raced, as whole processes; every engine."""
 
+import contextlib
 import json
 import os
 import random
@@ -80,8 +81,9 @@ def kill(process):
     out = process.args[process.args.index("--output") + 1]
     for pid, (_, line) in _processes().items():
         if f"--output {out} " in line:
-            os.kill(pid, signal.SIGKILL)
-    process.communicate()
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,10 @@ def _processes():
         try:
             if entry.name.isdigit():
                 parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                found[int(entry.name)] = parent, (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(entry.name)] = (
+                    parent,
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+                )
         except OSError:
             continue  # it has ended
     return found
