@@ -99,7 +99,7 @@ def headlines(machines: list[Results]) -> str:
 def not_met(machines: list[Results]) -> str:
     """Markdown: the promises that are not met, or were not measured."""
     lines = [
-        f"  - {_promise(row, promise)} ({machine.name});\n"
+        f"  - {_promise(row, promise)}{f' on {machine.name}' if len(machines) > 1 else ''};\n"
         for machine in machines
         for row, promise in machine.promises
         if promise["verdict"] in ("not met", "not measured")

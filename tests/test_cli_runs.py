@@ -98,6 +98,8 @@ def test_a_flow_from_training_to_samples(run, tmp_path):
 
     assert Image.open(tmp_path / "samples.png").size == (3 * 29, 2 * 29)
     run("interpolate", "run", "--data", "mnist", "--rows", 1, "--steps", 3, "--out", "between.npy")
+    _, message = run("interpolate", "run", "--data", "mnist", "--rows", 2, expect=1)
+    assert "--rows 2 takes 4 test images, and there are 3. Remedy: fewer rows" in message
     assert np.load(tmp_path / "between.npy").shape == (3, 1, 28, 28)
 
 

@@ -23,7 +23,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in
 ELSEWHERE = {
     "make demo": "tests/test_cli.py, shorter",
     "make test": "this run",
-    "pip install torch": "tests/test_install.py",
+    "pip install torch 'setuptools>=77' ninja": "tests/test_install.py",
     "pip install --no-build-isolation '.[demo,train,scale]'": "tests/test_install.py, without the extras",
 }
 

@@ -170,6 +170,9 @@ def interpolate(
 ) -> None:
     """Walk on straight lines between the latents of test images, by a trained flow."""
     flow, images = _flow(run, best), _images(run, data)
+    found = len(images.test_images)
+    if found < 2 * rows:
+        raise ValueError(f"--rows {rows} takes {2 * rows} test images, and there are {found}. Remedy: fewer rows")
     x = _floats(flow, images.test_images[: 2 * rows], images.n_levels)
     _write(_shown(flow, flow.interpolate(x[:rows], x[rows:], steps).transpose(0, 1)), out)
 
