@@ -19,6 +19,10 @@ def _extension_obstacle(op: str, device_type: str) -> str | None:
     if not _extension.loaded:
         return _extension.missing_reason
     if not _extension.serves(op, device_type):
+        if device_type == "cpu":
+            return (
+                f"the compiled extension is of other sources, without a cpu kernel of it. Remedy: {_extension.REBUILD}"
+            )
         return (
             f"the compiled extension of this installation has no {device_type} kernel of it. Remedy: a CUDA build of "
             f"torch and nvcc (FORCE_CUDA=1 where no GPU is visible), then {_extension.REBUILD}"
