@@ -139,7 +139,7 @@ def test_results_that_are_none_are_named(file, tmp_path):
 def test_committed_results_make_a_page(tmp_path):
     machines = read([results.FOLDER])
     text = write_benchmark_page(machines, tmp_path / "page.html").read_text()
-    assert all(found.device in text for found in machines)
+    assert all(found.name in text for found in machines)
     assert len(text) < 5 << 20
 
 
