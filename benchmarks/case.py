@@ -129,15 +129,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """A family of problems under one name.
+    """A family of problems; its module's name is that of its result file.
 
     Attributes:
-        name: of the case and its result file.
         title: one line for the table.
         problems: makes them, one after the other, for a device; ``quick`` asks for small ones.
     """
 
-    name: str
     title: str
     problems: Callable[[torch.device, bool], Iterator[Problem]]
 

@@ -39,15 +39,6 @@ def same_state(module, state):
     return all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
 
-def saturated(module, factor=4.0):
-    """The module with weights far above their coefficient, so that every layer's norm is at it; changed in place."""
-    with torch.no_grad():
-        for part in module.modules():
-            if irf.nn.find_spectral_norm(part):
-                part.parametrizations.weight.original.mul_(factor)
-    return module
-
-
 def jacobians(function, x):
     """The dense Jacobian of each sample, (B, D, D), of a function that treats them independently."""
     size = x[0].numel()

@@ -8,8 +8,9 @@ import torch
 from torch.distributions import Independent, Normal, TransformedDistribution
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
 from iresnet_fast.distributions import FlowTransform
-from tests.helpers import same_state, saturated, state_of
+from tests.helpers import same_state, state_of
 
 
 @pytest.fixture

@@ -1,29 +1,10 @@
-"""The registry: one line per case."""
+"""The cases: every module here with a ``CASE`` is one, by the module's name."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from ..case import Case
-from . import (
-    conv_spectrum,
-    conv_symbol,
-    fixed_point_update,
-    flow2d,
-    inverse,
-    log_det,
-    recompute,
-    scale,
-    scaling,
-    spectral_norm,
-)
 
-_MODULES = (
-    conv_spectrum,
-    conv_symbol,
-    fixed_point_update,
-    flow2d,
-    inverse,
-    log_det,
-    recompute,
-    scale,
-    scaling,
-    spectral_norm,
-)
-CASES: dict[str, Case] = {module.CASE.name: module.CASE for module in _MODULES}
+CASES: dict[str, Case] = {
+    module.name: import_module(f".{module.name}", __name__).CASE for module in iter_modules(__path__)
+}

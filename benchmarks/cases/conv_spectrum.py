@@ -165,4 +165,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
     yield _network(device)
 
 
-CASE = Case("conv_spectrum", "All singular values of a circular convolution (float64), and proofs", _problems)
+CASE = Case("All singular values of a circular convolution (float64), and proofs", _problems)

@@ -46,4 +46,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         yield _problem(c, n, device)
 
 
-CASE = Case("conv_symbol", "The symbol at the distinct frequencies (float64)", _problems)
+CASE = Case("The symbol at the distinct frequencies (float64)", _problems)

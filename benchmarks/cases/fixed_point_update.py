@@ -45,4 +45,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         yield _problem(shape, device)
 
 
-CASE = Case("fixed_point_update", "One step y − g(x) with its residual per sample (float32)", _problems)
+CASE = Case("One step y − g(x) with its residual per sample (float32)", _problems)

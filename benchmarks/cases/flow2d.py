@@ -230,4 +230,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         )
 
 
-CASE = Case("flow2d", "Densities in the plane", _problems)
+CASE = Case("Densities in the plane", _problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,82 +16,37 @@ from torch import Tensor, nn
 
 import iresnet_fast as irf
 from iresnet_fast.data import load_digits
-from iresnet_fast.nn import Bottleneck, InvertibleResidualBlock, LipschitzMLP, find_spectral_norm, frozen_state
+from iresnet_fast.nn import Bottleneck, InvertibleResidualBlock, LipschitzMLP, frozen_state
 from iresnet_fast.reference.fixed_point import fixed_iterations
-from iresnet_fast.report.inversion import PAPER_ITERATIONS, papers_inverse
-from iresnet_fast.solvers import InverseResult, invert_residual, sample_norms
+from iresnet_fast.report.inversion import PAPER_ITERATIONS, fewest_iterations, papers_inverse
+from iresnet_fast.solvers import sample_norms
 from iresnet_fast.training import fit_classifier
 
-from ..case import Case, Problem, Promise, Provider, StudyPoint, Work, compiled
+from ..blocks import bottleneck_flops, saturated
+from ..case import Case, Problem, Promise, Provider, Work, compiled
+from ..inverses import (
+    GENERAL,
+    MIXED,
+    OURS,
+    PAPERS,
+    PICARD,
+    TOLERANCE,
+    chain_of,
+    counted_inverse,
+    linear,
+    orthogonal,
+    papers_provider,
+)
 from ..peers import INVERSES
 
-TOLERANCE = 1e-5
-PAPERS, _COMPILED = f"eager, {PAPER_ITERATIONS} iterations", f"torch.compile, {PAPER_ITERATIONS} iterations"
-PICARD, OURS = "iresnet_fast, Picard, certified to 1e-6", "iresnet_fast, certified to 1e-6"
-_GENERAL, _MIXED = "iresnet_fast, general path, certified to 1e-6", "iresnet_fast, float16 first, certified to 1e-6"
-# How each of ours is asked for.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    PICARD: {"method": "picard"},
-    _GENERAL: {"path": "general"},
-    _MIXED: {"iterate_in": torch.float16},
-    OURS: {},
-}
-
+_COMPILED = f"torch.compile, {PAPER_ITERATIONS} iterations"
 # The official code's network, kept beside the checkout, not in it.
 _OFFICIAL, _NETWORK = Path(__file__).parents[3] / "shared" / "data" / "official", "iresnet37_mnist"
-
-# An inverse, and the results of its blocks.
-_Solved = tuple[Tensor, list[InverseResult]]
-
-
-def saturated(branch: nn.Module) -> InvertibleResidualBlock:
-    """A block whose layers reach their coeff, as trained ones do."""
-    for module in branch.modules():
-        if find_spectral_norm(module):
-            with torch.no_grad():
-                module.parametrizations.weight.original.mul_(4)
-    return InvertibleResidualBlock(branch)
-
-
-def counted_inverse(model: nn.Module, name: str) -> Provider:
-    """One of ours for a block or a chain, with the evaluations that it takes."""
-    options = _OPTIONS[name]
-
-    def invert(y: Tensor) -> _Solved:
-        if isinstance(model, InvertibleResidualBlock):
-            result = model.solve_inverse(y, **options)
-            return result.x, [result]
-        blocks: list[InverseResult] = []
-        x = model.inverse(y, progress=lambda done, total, block: blocks.append(block), **options)
-        return x, blocks
-
-    return Provider(name, torch.no_grad()(invert), TOLERANCE, lambda solved: solved[0], counts=_evaluations)
-
-
-def _evaluations(solved: _Solved) -> dict[str, float]:
-    """Mean evaluations of g per sample and block; the one that proves convergence is among them."""
-    return {"evaluations": float(torch.stack([block.evaluations for block in solved[1]]).double().mean())}
-
-
-def chain_of(model: nn.Module) -> Sequence[nn.Module]:
-    """The modules of a chain, or a block alone."""
-    return model if isinstance(model, irf.nn.InvertibleSequential) else [model]
 
 
 def _once_normalised(model: nn.Module, y: Tensor, n: int) -> Tensor:
     with frozen_state(model):
         return papers_inverse(chain_of(model), y, n)
-
-
-def _fewest(model: nn.Module, y: Tensor, exact: Tensor, error: float) -> int:
-    """The fewest fixed iterations that come within a tenth of an error, or the most accurate number if none do."""
-    errors = []
-    with frozen_state(model):
-        for n in range(1, PAPER_ITERATIONS):
-            errors.append(float(sample_norms(papers_inverse(chain_of(model), y, n).double() - exact).max()))
-            if errors[-1] <= 1.1 * error:
-                return n
-    return 1 + errors.index(min(errors))
 
 
 def _compiled_inverse(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -147,17 +102,21 @@ def _problem(
     ours = counted_inverse(model, OURS)
     is_whole = any(block.path != "general" for block in ours.run(outputs[0])[1])
     error = max(float(sample_norms(ours.run(y)[0].double() - exact[id(y)]).max()) for y in outputs)
-    fewest = _fewest(model, outputs[0], exact[id(outputs[0])], error)
+    target = exact[id(outputs[0])]
+    with frozen_state(model):
+        fewest = fewest_iterations(
+            chain_of(model), outputs[0], lambda x: float(sample_norms(x.double() - target).max()), error
+        )
     least = f"eager, fewest iterations for our error ({fewest})"
     providers = [
-        Provider(PAPERS, lambda y: papers_inverse(chain_of(model), y), TOLERANCE),
-        Provider(least, lambda y: papers_inverse(chain_of(model), y, fewest), TOLERANCE),
+        papers_provider(PAPERS, model),
+        papers_provider(least, model, fewest),
         Provider(f"{least}, weights normalised once", lambda y: _once_normalised(model, y, fewest), TOLERANCE),
         *([Provider(_COMPILED, _compiled_inverse(model), TOLERANCE)] if compiling else []),
         *(_peers(model, tuple(inputs[0].shape[1:])) if peers else []),
         counted_inverse(model, PICARD),
-        *([counted_inverse(model, _GENERAL)] if is_whole else []),
-        *([counted_inverse(model, _MIXED)] if inputs[0].is_cuda else []),
+        *([counted_inverse(model, GENERAL)] if is_whole else []),
+        *([counted_inverse(model, MIXED)] if inputs[0].is_cuda else []),
         ours,
     ]
     batch = len(inputs[0])
@@ -192,7 +151,7 @@ def _network(images: int, device: torch.device, *, compiling: bool) -> Problem:
 def _network_promises(least: str, device: torch.device) -> list[Promise]:
     if device.type == "cpu":
         return [Promise(OURS, PAPERS, 15, 25), Promise(OURS, least, 1.2, 2)]
-    return [Promise(_MIXED, None, 15e-3, 6e-3, quantity="value"), Promise(_MIXED, least, 20, 20)]
+    return [Promise(MIXED, None, 15e-3, 6e-3, quantity="value"), Promise(MIXED, least, 20, 20)]
 
 
 def _perceptrons(device: torch.device, quick: bool) -> Iterator[Problem]:
@@ -201,7 +160,7 @@ def _perceptrons(device: torch.device, quick: bool) -> Iterator[Problem]:
     batches = (1, 100, 65_536) if gpu else (1, 100, 10_000)
     for features, hidden in [(64, 128)] if quick else [(2, 64), (64, 128)]:
         for batch in batches[1:2] if quick else batches:
-            block = saturated(LipschitzMLP(features, (hidden, hidden)))
+            block = InvertibleResidualBlock(saturated(LipschitzMLP(features, (hidden, hidden))))
             inputs = [torch.randn(batch, features, device=device) for _ in range(2)]
             yield _problem(
                 f"MLP D={features}, hidden {hidden}",
@@ -211,9 +170,9 @@ def _perceptrons(device: torch.device, quick: bool) -> Iterator[Problem]:
                 compiling=features == 64 and batch > 1,
                 peers=features == 64 and batch > 1,
                 promises=lambda least: (
-                    [Promise(OURS, _GENERAL, 10, 30), Promise(OURS, PAPERS, 50, 200)]
+                    [Promise(OURS, GENERAL, 10, 30), Promise(OURS, PAPERS, 50, 200)]
                     if gpu
-                    else [Promise(OURS, _GENERAL, 4, 10)]
+                    else [Promise(OURS, GENERAL, 4, 10)]
                 ),
             )
 
@@ -243,35 +202,6 @@ def _trained_officially(device: torch.device) -> Problem | None:
     )
 
 
-def linear(
-    name: str, matrix: Tensor, lipschitz: float, promises: Sequence[Promise] = (), study: StudyPoint | None = None
-) -> Problem:
-    """The inverse of x + Wx in float64, with ‖W‖ = L: only the evaluations count."""
-    y = torch.randn(20, len(matrix), dtype=torch.float64, device=matrix.device)
-    exact = torch.linalg.solve(torch.eye(len(matrix)).to(matrix) + matrix, y.T).T
-
-    def provider(name: str, method: str) -> Provider:
-        def solve(y: Tensor) -> _Solved:
-            result = invert_residual(lambda x: x @ matrix.T, y, lipschitz=lipschitz, method=method)
-            return result.x, [result]
-
-        return Provider(name, solve, TOLERANCE, lambda solved: solved[0], counts=_evaluations)
-
-    return Problem(
-        name=name,
-        inputs=[y],
-        oracle=lambda y: exact,
-        providers=[provider(PICARD, "picard"), provider(OURS, "anderson")],
-        promises=promises,
-        study=study,
-    )
-
-
-def orthogonal(features: int, device: torch.device) -> Tensor:
-    """A random orthogonal matrix in float64: times L, no g of that Lipschitz constant is inverted more slowly."""
-    return torch.linalg.qr(torch.randn(features, features, dtype=torch.float64, device=device))[0]
-
-
 def _linear_problems(device: torch.device) -> Iterator[Problem]:
     d, lipschitz = 64, 0.97
     v = nn.functional.normalize(torch.randn(d, dtype=torch.float64, device=device), dim=0)
@@ -287,17 +217,12 @@ def _linear_problems(device: torch.device) -> Iterator[Problem]:
         yield linear(f"L = {lipschitz}, {name}, d = {d}, float64", lipschitz * matrix, lipschitz, [promise])
 
 
-def bottleneck_flops(channels: int, size: int, hidden: int) -> float:
-    """Operations of one evaluation per sample."""
-    return 2 * size**2 * hidden * (18 * channels + hidden)
-
-
 def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
     torch.manual_seed(0)
     gpu = device.type == "cuda"
     images = 100 if gpu else 8
     for channels, size, hidden in [(16, 16, 32)] if quick else [(16, 32, 32), (64, 16, 64), (256, 8, 128)]:
-        block = saturated(Bottleneck(channels, hidden, input_size=(size, size)))
+        block = InvertibleResidualBlock(saturated(Bottleneck(channels, hidden, input_size=(size, size))))
         inputs = [torch.randn(images, channels, size, size, device=device) for _ in range(2)]
         name = f"block {channels} ch {size}², hidden {hidden}"
         yield _problem(name, block, inputs, bottleneck_flops(channels, size, hidden))
@@ -309,4 +234,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         yield _network(100, device, compiling=gpu)
 
 
-CASE = Case("inverse", "Inverse to 1e-6", _problems)
+CASE = Case("Inverse to 1e-6", _problems)

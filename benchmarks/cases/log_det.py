@@ -13,7 +13,9 @@ import iresnet_fast as irf
 from iresnet_fast.estimators import Estimator, Exact, NeumannGradient, PowerSeries, RussianRoulette
 from iresnet_fast.nn import InvertibleResidualBlock, frozen_state
 
+from ..blocks import saturated
 from ..case import Case, Problem, Promise, Provider
+from ..memory import kept_bytes_per_sample
 
 _EXACT, _SERIES, _NEUMANN = (
     "iresnet_fast, Exact",
@@ -28,11 +30,7 @@ _DEVIATIONS, _DRAWS = 5, 20
 
 def _block(branch: nn.Module, device: torch.device) -> InvertibleResidualBlock:
     """Every layer at its coefficient, as training leaves it, and certified."""
-    with torch.no_grad():
-        for module in branch.modules():
-            if irf.nn.find_spectral_norm(module):
-                module.parametrizations.weight.original.mul_(4)
-    block = InvertibleResidualBlock(branch).to(device).eval()
+    block = InvertibleResidualBlock(saturated(branch)).to(device).eval()
     irf.enforce(block)
     return block
 
@@ -43,24 +41,6 @@ def _mean_log_det(block: InvertibleResidualBlock, estimator: Estimator, x: Tenso
         value = block.estimate_log_det(x, estimator)[1].value.mean()
         torch.autograd.grad(value, list(block.parameters()), allow_unused=True)
     return value.detach()
-
-
-def _bytes_per_sample(block: InvertibleResidualBlock, estimator: Estimator, x: Tensor) -> float:
-    """Distinct memory that the estimate keeps for the backward, beyond that of a single sample."""
-
-    def kept(x: Tensor) -> int:
-        found = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), frozen_state(block):
-            value = block.estimate_log_det(x, estimator)[1].value
-        del value
-        return sum(storage.nbytes() for storage in found.values())
-
-    return (kept(x) - kept(x[:1])) / (len(x) - 1)
 
 
 @torch.no_grad()
@@ -76,7 +56,8 @@ def _provider(block: InvertibleResidualBlock, name: str, estimator: Estimator, x
     tolerance = _EXACT_TOLERANCE if estimator == Exact() else _tolerance(block, estimator, x, exact)
     with torch.no_grad():
         products = block.estimate_log_det(x[:1], estimator)[1].n_vjps
-    kept = _bytes_per_sample(block, estimator, x)
+    with frozen_state(block):
+        kept = kept_bytes_per_sample(lambda x: block.estimate_log_det(x, estimator)[1].value, x)
     return Provider(
         name,
         lambda x: _mean_log_det(block, estimator, x),
@@ -142,4 +123,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         yield _problem("block 4 ch 4², hidden 32", images, (256, 4, 4, 4), device)
 
 
-CASE = Case("log_det", "Mean log-determinant of a block, with its gradient", _problems)
+CASE = Case("Mean log-determinant of a block, with its gradient", _problems)

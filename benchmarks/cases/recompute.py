@@ -12,6 +12,7 @@ import iresnet_fast as irf
 from iresnet_fast.nn import InvertibleSequential, frozen_state
 
 from ..case import Case, Problem, Promise, Provider
+from ..memory import kept_bytes_per_sample
 
 _CHANNELS, _SIZE, _HIDDEN = 16, 16, 32
 _TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -41,25 +42,11 @@ def _gradients(chain: InvertibleSequential, x: Tensor) -> Tensor:
     return torch.cat([(grad / torch.linalg.vector_norm(grad)).flatten() for grad in grads])
 
 
-def _saved_bytes(chain: InvertibleSequential, x: Tensor) -> int:
-    """Distinct memory that the forward keeps for the backward."""
-    kept = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), frozen_state(chain):
-        output = chain(x)
-    del output
-    return sum(storage.nbytes() for storage in kept.values())
-
-
 def _provider(chain: InvertibleSequential, depth: int, recompute: str | None, x: Tensor, exact: Tensor) -> Provider:
     chain = copy.deepcopy(chain)
     chain.recompute = recompute
-    # What depends on the batch: the weights are kept once, however many samples there are.
-    per_sample = (_saved_bytes(chain, x) - _saved_bytes(chain, x[:1])) / (len(x) - 1)
+    with frozen_state(chain):
+        per_sample = kept_bytes_per_sample(chain, x)
     return Provider(
         _name(depth, recompute),
         lambda x: _gradients(chain, x),
@@ -95,4 +82,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         yield _problem((2, 4) if quick else (8, 64), 4 if quick else 16, dtype, device)
 
 
-CASE = Case("recompute", "Gradients of all parameters, with activations stored or recomputed", _problems)
+CASE = Case("Gradients of all parameters, with activations stored or recomputed", _problems)

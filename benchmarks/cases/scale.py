@@ -167,4 +167,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
             yield _workers(96 * _BATCH, Path(folder))
 
 
-CASE = Case("scale", "Jobs over files of latents: inverse with bounds, read and written", _problems)
+CASE = Case("Jobs over files of latents: inverse with bounds, read and written", _problems)

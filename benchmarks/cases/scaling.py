@@ -11,20 +11,11 @@ import torch
 import iresnet_fast as irf
 from iresnet_fast.nn import Bottleneck
 from iresnet_fast.reference import conv_spectrum as reference
-from iresnet_fast.report.inversion import papers_inverse
 
+from ..blocks import bottleneck_flops, saturated
 from ..case import Case, Problem, Provider, StudyPoint, Work
+from ..inverses import OURS, PAPERS, counted_inverse, linear, orthogonal, papers_provider
 from .conv_spectrum import values_work
-from .inverse import (
-    OURS,
-    PAPERS,
-    TOLERANCE,
-    bottleneck_flops,
-    counted_inverse,
-    linear,
-    orthogonal,
-    saturated,
-)
 
 _CHANNELS, _SIZE, _BATCH = 16, 16, 16
 _LIPSCHITZ = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -41,8 +32,8 @@ def _inverse(
 ) -> Problem:
     """The inverse of a chain of blocks, twice as wide inside."""
     hidden = 2 * channels
-    blocks = [saturated(Bottleneck(channels, hidden, input_size=(size, size))) for _ in range(depth)]
-    chain = irf.nn.InvertibleSequential(*blocks).to(device).eval()
+    branches = [saturated(Bottleneck(channels, hidden, input_size=(size, size))) for _ in range(depth)]
+    chain = irf.nn.InvertibleSequential(*map(irf.nn.InvertibleResidualBlock, branches)).to(device).eval()
     irf.enforce(chain)
     exact = copy.deepcopy(chain).double()
     outputs = [chain(torch.randn(batch, channels, size, size, device=device)) for _ in range(2)]
@@ -52,7 +43,7 @@ def _inverse(
         inputs=outputs,
         oracle=lambda y: answers[id(y)],
         providers=[
-            Provider(PAPERS, torch.no_grad()(lambda y: papers_inverse(chain, y)), TOLERANCE),
+            papers_provider(PAPERS, chain),
             counted_inverse(chain, OURS),
         ],
         # At least two evaluations per block: one to step, one to measure.
@@ -111,4 +102,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         yield linear(f"{study.name}: {lipschitz}", lipschitz * orthogonal(64, device), lipschitz, study=study)
 
 
-CASE = Case("scaling", "Costs against batch, depth, width, resolution and L", _problems)
+CASE = Case("Costs against batch, depth, width, resolution and L", _problems)

@@ -153,4 +153,4 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
             return
 
 
-CASE = Case("spectral_norm", "Spectral normalisation in a training step", _problems)
+CASE = Case("Spectral normalisation in a training step", _problems)

@@ -22,7 +22,7 @@ from ..solvers import relative_errors
 from ..training import classification_error, fit_classifier
 from .convergence import BlockConvergence, block_convergence
 from .hybrid import BATCH_SIZE, HybridResult, run_hybrid
-from .inversion import PAPER_ITERATIONS, papers_inverse
+from .inversion import PAPER_ITERATIONS, fewest_iterations, papers_inverse
 
 # As many images as the papers time, and runs of each method.
 _TIMED_IMAGES, _TIMED_RUNS = 100, 3
@@ -212,7 +212,12 @@ def _measure(
 def _time_inverses(model: IResNetClassifier, images: Tensor) -> tuple[InverseTiming, ...]:
     """Our inverse, the papers' 100 iterations, and the fewest fixed iterations that reach our error, interleaved."""
     latents = model.features(images)
-    fewest = _fewest_iterations(model, latents, images)
+
+    def median_error(found: Tensor) -> float:
+        return float(relative_errors(found, images).median())
+
+    with frozen_state(model):
+        fewest = fewest_iterations(model.trunk, latents, median_error, median_error(model.inverse(latents)))
 
     def once_normalised(n_iterations: int) -> Tensor:
         with frozen_state(model):
@@ -233,18 +238,5 @@ def _time_inverses(model: IResNetClassifier, images: Tensor) -> tuple[InverseTim
             started = time.perf_counter()
             found = invert()
             seconds[method].append(time.perf_counter() - started)
-            errors[method] = float(relative_errors(found, images).median())
+            errors[method] = median_error(found)
     return tuple(InverseTiming(method, statistics.median(seconds[method]), errors[method]) for method in methods)
-
-
-def _fewest_iterations(model: IResNetClassifier, latents: Tensor, images: Tensor) -> int:
-    """The fewest fixed iterations whose median error is within a tenth of ours."""
-
-    def median_error(found: Tensor) -> float:
-        return float(relative_errors(found, images).median())
-
-    ours = median_error(model.inverse(latents))
-    candidates = range(1, PAPER_ITERATIONS)
-    return next(
-        (n for n in candidates if median_error(papers_inverse(model.trunk, latents, n)) <= 1.1 * ours), PAPER_ITERATIONS
-    )

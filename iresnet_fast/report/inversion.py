@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -33,3 +33,20 @@ def papers_inverse(chain: Iterable[nn.Module], z: Tensor, n_iterations: int = PA
         else:
             x = module.inverse(x)  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
     return x
+
+
+def fewest_iterations(chain: Iterable[nn.Module], z: Tensor, error_of: Callable[[Tensor], float], error: float) -> int:
+    """The fewest iterations per block that come within a tenth of an error, or the most accurate number if none do.
+
+    Args:
+        chain: invertible modules, in the order of the forward; with frozen weights it takes far less time.
+        z: (B, ...) their output.
+        error_of: the error of an inverse.
+        error: to come near to.
+    """
+    chain, errors = list(chain), list[float]()
+    for n in range(1, PAPER_ITERATIONS):
+        errors.append(error_of(papers_inverse(chain, z, n)))
+        if errors[-1] <= 1.1 * error:
+            return n
+    return 1 + errors.index(min(errors))

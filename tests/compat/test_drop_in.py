@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
 from iresnet_fast.compat import normflows as adapters
 from iresnet_fast.compat.official import spectral_norm_conv, spectral_norm_fc
 from iresnet_fast.compat.residual_flows import iResBlock
 from iresnet_fast.estimators import Exact, NeumannGradient, PowerSeries, RussianRoulette
-from tests.helpers import dense_norm, saturated
+from tests.helpers import dense_norm
 
 # Where their fixed-point iteration stops.
 THEIR_INVERSE = {"rtol": 1e-2, "atol": 5e-3}

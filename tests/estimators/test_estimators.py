@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
+from benchmarks.memory import kept_bytes
 from iresnet_fast.estimators import Exact, NeumannGradient, PowerSeries, RussianRoulette
-from tests.helpers import jacobians, saturated
+from tests.helpers import jacobians
 from tests.tolerances import FLOAT64
 
 DIMENSIONS = 3
@@ -226,25 +228,15 @@ def test_number_of_products(branch, n_exact):
     assert len(counted) == found.n_vjps == 6
 
 
-def saved_bytes(estimator, branch, x):
-    """Bytes that the backward of a log-determinant keeps."""
-    kept = {}
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        value = estimator(branch, x)[1].value
-    assert value.requires_grad
-    return sum(kept.values())
-
-
 def test_neumann_memory_does_not_grow_with_terms(branch):
     x = torch.randn(512, DIMENSIONS, dtype=torch.float64)
-    few, many = (saved_bytes(NeumannGradient(PowerSeries(n)), branch, x) for n in (3, 30))
+
+    def kept(estimator):
+        return kept_bytes(lambda: estimator(branch, x)[1].value)
+
+    few, many = (kept(NeumannGradient(PowerSeries(n))) for n in (3, 30))
     assert many <= 1.05 * few
-    assert saved_bytes(PowerSeries(30), branch, x) > 3 * many
+    assert kept(PowerSeries(30)) > 3 * many
 
 
 @pytest.mark.parametrize("estimator", [Exact(), PowerSeries(3), NeumannGradient()], ids=repr)

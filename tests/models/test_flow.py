@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
 from iresnet_fast.data import dequantize
 from iresnet_fast.estimators import Exact, NeumannGradient, PowerSeries, RussianRoulette
 from iresnet_fast.models import FlowConfig, IResNetFlow
-from tests.helpers import jacobians, same_state, saturated, state_of
+from tests.helpers import jacobians, same_state, state_of
 
 IMAGES = {
     "in_shape": (1, 8, 8),

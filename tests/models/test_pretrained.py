@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
 from iresnet_fast.models import IResNetClassifier, IResNetFlow
-from tests.helpers import saturated, small_classifier
+from tests.helpers import small_classifier
 
 pytest.importorskip("safetensors")
 

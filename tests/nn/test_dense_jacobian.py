@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
 from iresnet_fast.estimators import Exact
 from iresnet_fast.nn.dense_jacobian import image_and_jacobian
-from tests.helpers import jacobians, saturated
+from tests.helpers import jacobians
 from tests.tolerances import FLOAT64
 
 ACTIVATIONS = {

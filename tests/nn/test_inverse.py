@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
 from iresnet_fast.nn import ACTIVATIONS
-from tests.helpers import same_state, saturated, small_classifier, state_of
+from tests.helpers import same_state, small_classifier, state_of
 from tests.tolerances import GRADIENT
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import iresnet_fast as irf
+from benchmarks.blocks import saturated
 from iresnet_fast.estimators import Exact, PowerSeries, RussianRoulette
 from iresnet_fast.nn import ActNorm, Bottleneck, Center, Flatten, LipschitzMLP, Logit, Split, Squeeze
-from tests.helpers import jacobians, same_state, saturated, state_of
+from tests.helpers import jacobians, same_state, state_of
 from tests.tolerances import FLOAT64
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import iresnet_fast as irf
+from benchmarks.memory import kept_bytes
 from tests.helpers import same_state, small_classifier, state_of
 from tests.tolerances import GRADIENT
 
@@ -146,23 +147,6 @@ def test_second_use_of_a_retained_graph():
     assert torch.equal(first, again)
 
 
-def saved_bytes(model, x):
-    """Bytes of distinct memory kept for the backward, of the weights and of everything else."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = model(x)
-    assert y.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
-
-
 def test_saved_bytes_do_not_grow_with_depth():
     """What grows with the batch are input and output alone; the rest are the normalised weights."""
     per_sample = {}
@@ -171,7 +155,8 @@ def test_saved_bytes_do_not_grow_with_depth():
             model = convolutional(recompute, n=depth).train()
             small, large = (torch.randn(n, 3, 6, 6) for n in (8, 24))
             model(small)
-            per_sample[recompute, depth] = (saved_bytes(model, large) - saved_bytes(model, small)) / 16
+            kept = [kept_bytes(lambda x=x, model=model: model(x)) for x in (small, large)]
+            per_sample[recompute, depth] = (kept[1] - kept[0]) / 16
     values_in_and_out = (3 + 4) * 6 * 6
     assert per_sample["inverse", 2] == per_sample["inverse", 8] == 4 * values_in_and_out
     assert per_sample[None, 8] > 3 * per_sample[None, 2]
