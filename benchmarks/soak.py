@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from importlib.util import find_spec
@@ -28,6 +27,8 @@ import torch
 
 import iresnet_fast as irf
 from iresnet_fast.whole_file import write_whole
+
+from .jobs import ENGINES, command, results, shards_done
 
 _ROWS, _SHARD_ROWS, _BATCH = 6000, 64, 32
 # Longest time until a kill, in seconds: long enough for work to be done after the start.
@@ -50,21 +51,13 @@ def _prepare(folder: Path) -> None:
         np.savez(folder / f"z{part}.npz", z=z[rows].numpy(), id=np.arange(_ROWS)[rows])
 
 
-def _command(engine: str, folder: Path, out: Path) -> list[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if engine == "torchrun" else []
-    sizes = ["--shard-rows", _SHARD_ROWS, "--batch-size", _BATCH, "--threads", 1]
-    workers = ["--workers", 2] if engine == "ray" else []
-    options = ["--input", folder / "z*.npz", "--output", out, "--engine", engine, "--resume", *sizes, *workers]
-    return [sys.executable, *launch, "-m", "iresnet_fast", "invert", *map(str, [folder / "net", *options])]
-
-
 def _run(engine: str, folder: Path, out: Path, kill_after: float | None) -> str:
     """How the job ended: ``"finished"``, ``"killed"``, or ``"refused"`` for another process that is still at work."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    sizes = ["--shard-rows", _SHARD_ROWS, "--batch-size", _BATCH]
+    job = command(engine, folder / "net", folder / "z*.npz", out, "--resume", *sizes)
     with (folder / "output.txt").open("w+") as output:
-        process = subprocess.Popen(
-            _command(engine, folder, out), env=environment, stdout=output, stderr=output, start_new_session=True
-        )
+        process = subprocess.Popen(job, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
             code = process.wait(kill_after)
         except subprocess.TimeoutExpired:
@@ -81,23 +74,12 @@ def _run(engine: str, folder: Path, out: Path, kill_after: float | None) -> str:
     raise SystemExit(f"{engine} ended with {code}: {text}")
 
 
-def _done(out: Path) -> int:
-    """Shards with a record."""
-    return sum(1 for part in ("records", "claims") for _ in (out / part).glob("*.json"))
-
-
 def _wrong(out: Path, whole: Path) -> list[str]:
     """What is other than in the undisturbed job's results."""
-    import pyarrow as pa  # noqa: PLC0415  (its packages are optional)
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    from iresnet_fast import scale  # noqa: PLC0415
+    from iresnet_fast import scale  # noqa: PLC0415  (its packages are optional)
 
     found = scale.verify(out)
-    tables = [
-        pa.concat_tables([pq.read_table(path) for path in sorted((folder / "data").iterdir())])
-        for folder in (out, whole)
-    ]
+    tables = [results(folder) for folder in (out, whole)]
     if tables[0].column("id").to_pylist() != list(range(_ROWS)):
         found.append("the ids are others")
     values = [table.column("x").combine_chunks().to_numpy_ndarray() for table in tables]
@@ -110,7 +92,7 @@ def soak(minutes: float, seed: int = 0) -> dict[str, object]:
     """Do it for so many minutes; returns the record."""
     chance, ends, finished, wrong = random.Random(seed), Counter[str](), Counter[str](), list[str]()
     amid = 0
-    engines = ["local", "torchrun", *(["ray"] if find_spec("ray") else [])]
+    engines = [engine for engine in ENGINES if engine != "ray" or find_spec("ray")]
     began = time.monotonic()
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -120,13 +102,13 @@ def soak(minutes: float, seed: int = 0) -> dict[str, object]:
             out = folder / "out"
             shutil.rmtree(out, ignore_errors=True)
             while True:
-                engine, before = chance.choice(engines), _done(out)
+                engine, before = chance.choice(engines), shards_done(out)
                 over = time.monotonic() - began >= 60 * minutes  # then the last job is led to its end
                 how = _run(engine, folder, out, None if over else chance.uniform(1, _LONGEST[engine]))
                 if how == "finished":
                     break
                 ends[f"{engine} {how}"] += 1
-                amid += how == "killed" and _done(out) > before
+                amid += how == "killed" and shards_done(out) > before
             finished[engine] += 1
             wrong += _wrong(out, folder / "whole")
             print(f"{dict(ends)}, {sum(finished.values())} jobs finished, {len(wrong)} faults", flush=True)

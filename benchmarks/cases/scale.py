@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 import iresnet_fast as irf
 
 from ..case import Case, Problem, Promise, Provider
+from ..jobs import command, results
 
 _TOL, _BATCH = 1e-5, 128
 _APART = 0.01  # seconds; a worker's last and next shard, whose times are rounded, never overlap by so much
@@ -89,10 +89,7 @@ def _overhead(device: torch.device, n: int, folder: Path) -> Problem:
 
 
 def _read(out: Path) -> Tensor:
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    parts = [pq.read_table(path, columns=["x"]).column("x") for path in sorted((out / "data").iterdir())]
-    return torch.cat([torch.from_numpy(part.combine_chunks().to_numpy_ndarray().copy()) for part in parts])
+    return torch.from_numpy(results(out).column("x").combine_chunks().to_numpy_ndarray().copy())
 
 
 def _launch(engine: str, workers: int, folder: Path) -> Callable[[_Set], dict[str, Any]]:
@@ -101,13 +98,11 @@ def _launch(engine: str, workers: int, folder: Path) -> Callable[[_Set], dict[st
     def run(given: _Set) -> dict[str, Any]:
         out = folder / f"{engine}-{workers}"
         shutil.rmtree(out, ignore_errors=True)
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-        options = ["--input", given.file, "--output", out, "--engine", engine, "--tol", _TOL, "--batch-size", _BATCH]
-        options += ["--shard-rows", 3 * _BATCH, "--threads", 1, *(["--workers", workers] if engine == "ray" else [])]
-        command = [*(launch if engine == "torchrun" else []), "-m", "iresnet_fast", "invert", folder / "net", *options]
+        sizes = ["--tol", _TOL, "--batch-size", _BATCH, "--shard-rows", 3 * _BATCH]
+        job = command(engine, folder / "net", given.file, out, *sizes, workers=workers)
         began = time.time()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True, env=environment)
+        subprocess.run(job, check=True, capture_output=True, env=environment)
         records = [(path.stat().st_mtime, json.loads(path.read_text())) for path in (out / "records").iterdir()]
         assert not any(record["failed"] for _, record in records)
         spans = [(end - record["seconds"], end, record["rows"]) for end, record in records]

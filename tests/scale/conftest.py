@@ -43,10 +43,5 @@ def latents(tmp_path, pairs):
     return folder
 
 
-def results(out):
-    """All rows of a folder of results, in the order of their files."""
-    return pa.concat_tables([pq.read_table(path) for path in sorted((out / "data").glob("*.parquet"))])
-
-
 def tensors(column):
     return torch.from_numpy(column.combine_chunks().to_numpy_ndarray().copy())

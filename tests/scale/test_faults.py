@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import iresnet_fast as irf
+from benchmarks.jobs import ENGINES, command, results, shards_done
 from iresnet_fast import scale
 from tests.helpers import small_classifier
-from tests.scale.conftest import results, table
+from tests.scale.conftest import table
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
 
@@ -35,18 +36,23 @@ except SystemExit as end:
     assert not end.code, end.code
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
-ENGINES = ["local", "torchrun", "ray"]
+# Every process that a test starts.
+_STARTED = []
 
 
-def command(engine, folder, out, *more, workers=2, restarts=0):
-    module = ["-m", "iresnet_fast", "invert", str(folder / "net"), "--input", str(folder / "z*.parquet")]
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}", f"--max-restarts={restarts}"]
-        if engine == "torchrun"
-        else []
-    )
-    last = ["--output", str(out), "--engine", engine, "--shard-rows", "64", "--batch-size", "32", "--threads", "1"]
-    return [sys.executable, *launch, *module, *last, *(["--workers", str(workers)] if engine == "ray" else []), *more]
+@pytest.fixture(autouse=True)
+def no_leftovers():
+    """A test that fails leaves nothing at work beside the next one."""
+    yield
+    for process in _STARTED:
+        if process.poll() is None:
+            kill(process)
+    _STARTED.clear()
+
+
+def job_command(engine, folder, out, *more, **options):
+    sizes = ["--shard-rows", 64, "--batch-size", 32]
+    return command(engine, folder / "net", folder / "z*.parquet", out, *sizes, *more, **options)
 
 
 def environment(folder):
@@ -58,14 +64,16 @@ def environment(folder):
 
 
 def start(engine, folder, out, *more, **options):
-    return subprocess.Popen(
-        command(engine, folder, out, *more, **options),
+    process = subprocess.Popen(
+        job_command(engine, folder, out, *more, **options),
         env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
     )
+    _STARTED.append(process)
+    return process
 
 
 def finish(engine, folder, out, *more, expect=0, **options):
@@ -124,7 +132,7 @@ def test_killed_at_random_moments_five_times(job, tmp_path, engine):
         seconds = 200 if attempt % 2 else chance.uniform(0, 12 if engine == "ray" else 6)
         _wait_for_shards(process, tmp_path / "out", done[-1] + chance.randint(1, 6), seconds)
         kill(process)
-        done.append(_shards(tmp_path / "out"))
+        done.append(shards_done(tmp_path / "out"))
     assert 0 < done[2] < done[4] < 48
     finish(engine, job, tmp_path / "out", "--resume")
     check(job, tmp_path / "out")
@@ -182,14 +190,10 @@ def test_a_worker_that_cannot_read_lets_the_others_finish(job, tmp_path):
     check(job, tmp_path / "out")
 
 
-def _shards(out):
-    return sum(1 for part in ("records", "claims") for _ in (out / part).glob("*.json"))
-
-
 def _wait_for_shards(process, out, count, seconds=200):
     """Until there are so many, or the time is over."""
     deadline = time.monotonic() + seconds
-    while _shards(out) < count and time.monotonic() < deadline:
+    while shards_done(out) < count and time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
 
@@ -285,7 +289,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
                 writer.write_table(table(rows, torch.from_numpy(samples)), row_group_size=500)
         # With a tolerance that the first iteration meets: it is the memory that is measured.
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE, *command("local", folder, folder / "out", "--tol", "10")[3:]],
+            [sys.executable, "-c", MEASURE, *job_command("local", folder, folder / "out", "--tol", "10")[3:]],
             env=environment(folder),
             capture_output=True,
             text=True,

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import iresnet_fast as irf
+from benchmarks.jobs import results
 from iresnet_fast import scale
 from iresnet_fast.scale.folder import ResultFolder
-from tests.scale.conftest import results, table, tensors
+from tests.scale.conftest import table, tensors
 
 INVERT = scale.Operation("invert")
 SIZES = {"shard_rows": 128, "batch_size": 50}

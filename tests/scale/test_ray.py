@@ -4,8 +4,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import iresnet_fast as irf
+from benchmarks.jobs import results
 from iresnet_fast import scale
-from tests.scale.conftest import results, tensors
+from tests.scale.conftest import tensors
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
