@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from iresnet_fast.data import load_digits
+from iresnet_fast.data import centered, load_digits
 
 
 def main():
@@ -20,7 +20,7 @@ def main():
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     data = load_digits()
-    images = torch.cat([data.train_images, data.test_images]).float() / (data.n_levels - 1) - 0.5
+    images = centered(torch.cat([data.train_images, data.test_images]), data.n_levels)
     ids = [f"digit {number}" for number in range(len(images))]
     pq.write_table(pa.table({"id": ids, "x": pa.FixedShapeTensorArray.from_numpy_ndarray(images.numpy())}), out)
     print(f"{len(images)} images of {tuple(images.shape[1:])} in {out}")

@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 import iresnet_fast as irf
-from iresnet_fast.data import load_mnist
+from iresnet_fast.data import load_mnist, midpoints
 from iresnet_fast.training import fit_flow
 
 SHOWN = 48
@@ -75,7 +75,7 @@ def main():
     test = data.test_images[: options.test_images]
     torch.manual_seed(options.seed)
     bits = flow.bits_per_dim(test.split(100))
-    images = (test[:24] + 0.5) / 256
+    images = midpoints(test[:24])
     reconstructions = flow.reconstruct(images, tol=1e-5)
     error = float(((reconstructions - images).flatten(1).norm(dim=1) / images.flatten(1).norm(dim=1)).max())
     samples = flow.sample(SHOWN, generator=torch.Generator().manual_seed(options.seed))

@@ -12,7 +12,7 @@ import statistics
 import torch
 
 import iresnet_fast as irf
-from iresnet_fast.data import load_digits
+from iresnet_fast.data import load_digits, midpoints
 from iresnet_fast.training import UNLABELLED, fit_flow
 
 
@@ -46,7 +46,7 @@ def test_error(data, labels, density_weight, options, seed):
     fit_flow(flow, batches(images, labels, options.batch_size), density_weight=density_weight, **settings)
     flow.eval()
     with torch.no_grad():
-        found = flow.logits((data.test_images + 0.5) / data.n_levels).argmax(1)
+        found = flow.logits(midpoints(data.test_images, data.n_levels)).argmax(1)
     return float((found != data.test_labels).float().mean())
 
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"solvers"},
     {"ops"},
     {"kernels", "reference", "_extension"},
-    {"optional", "whole_file"},
+    {"finite", "optional", "whole_file"},
 ]
 LEVEL = {room: len(FLOORS) - level for level, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -23,7 +23,7 @@ from ..models.configuration import nearest
 from ..solvers import relative_errors
 from ..training import InterruptedRunError, TrainingConfig
 from ..training import train as train_network
-from ..training.evaluate import Evaluation
+from ..training.evaluate import Evaluation, as_input
 from ..training.evaluate import evaluate as evaluate_model
 from ..training.folder import BEST, LAST, load_run, read_settings
 from .application import app, err, make_progress
@@ -130,7 +130,7 @@ def reconstruct(
 ) -> None:
     """Map test images to latents and back; prints the errors, draws both rows."""
     model, images = _network(run, best), _images(run, data)
-    x = _floats(model, images.test_images[:count], images.n_levels)
+    x = as_input(model, images.test_images[:count], images.n_levels)
     back = model.inverse(model.features(x), tol=1e-5)
     table = Table("image", "relative error")
     for index, error in enumerate(relative_errors(back, x).tolist()):
@@ -173,7 +173,7 @@ def interpolate(
     found = len(images.test_images)
     if found < 2 * rows:
         raise ValueError(f"--rows {rows} takes {2 * rows} test images, and there are {found}. Remedy: fewer rows")
-    x = _floats(flow, images.test_images[: 2 * rows], images.n_levels)
+    x = as_input(flow, images.test_images[: 2 * rows], images.n_levels)
     _write(_shown(flow, flow.interpolate(x[:rows], x[rows:], steps).transpose(0, 1)), out)
 
 
@@ -239,11 +239,6 @@ def _flow(run: Path, best: bool) -> IResNetFlow:
     if not isinstance(model, IResNetFlow):
         raise ValueError(f"{run} has a classifier, which has no density to draw from. Remedy: a run of a flow")
     return model
-
-
-def _floats(model: Model, images: Tensor, n_levels: int) -> Tensor:
-    floats = images.to(torch.float32)
-    return (floats + 0.5) / n_levels if isinstance(model, IResNetFlow) else floats / (n_levels - 1) - 0.5
 
 
 def _shown(model: Model, x: Tensor) -> Tensor:

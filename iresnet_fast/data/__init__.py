@@ -1,8 +1,8 @@
 """Loading and preparing data."""
 
 from .cifar import load_cifar
+from .continuous import centered, dequantize, midpoints
 from .density2d import DENSITIES_2D, Density2d, density2d
-from .dequantize import dequantize
 from .digits import load_digits
 from .files import load_arrays, load_image_folders, load_parquet
 from .idx import read_idx
@@ -16,6 +16,7 @@ __all__ = [
     "Density2d",
     "ImageSplit",
     "MissingDataError",
+    "centered",
     "density2d",
     "dequantize",
     "load",
@@ -25,5 +26,6 @@ __all__ = [
     "load_image_folders",
     "load_mnist",
     "load_parquet",
+    "midpoints",
     "read_idx",
 ]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .continuous import centered
+
 
 @dataclass(frozen=True)
 class ImageSplit:
@@ -64,7 +66,5 @@ class ImageSplit:
 
     def centered(self) -> ImageSplit:
         """The same with images of float32 in [−½, ½], as classifiers take them."""
-        train, test = (
-            images.to(torch.float32) / (self.n_levels - 1) - 0.5 for images in (self.train_images, self.test_images)
-        )
+        train, test = (centered(images, self.n_levels) for images in (self.train_images, self.test_images))
         return replace(self, train_images=train, test_images=test)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..certificate import Certificate, certify, enforce
 from ..data import ImageSplit, load_digits
+from ..finite import finite_or_none
 from ..models import IResNetClassifier
 from ..nn import frozen_state
 from ..solvers import relative_errors
@@ -92,18 +93,11 @@ class DemoResult:
         """The measured figures as plain types, ready for JSON."""
         return {
             "settings": self.settings,
-            "networks": [_finite(asdict(network)) for network in self.networks],
-            "inverse": [_finite(asdict(timing)) for timing in self.timings],
-            "hybrid": _finite(asdict(self.hybrid)),
+            "networks": [finite_or_none(asdict(network)) for network in self.networks],
+            "inverse": [finite_or_none(asdict(timing)) for timing in self.timings],
+            "hybrid": finite_or_none(asdict(self.hybrid)),
             "certificates": [certificate.to_dict() for certificate in self.certificates],
         }
-
-
-def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """Infinite figures as None: JSON has no word for them."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in figures.items()
-    }
 
 
 def run_demo(epochs: int = 25, seed: int = 0, on_step: Callable[[str], None] | None = None) -> DemoResult:

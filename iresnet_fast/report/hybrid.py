@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..certificate import enforce
-from ..data import ImageSplit
+from ..data import ImageSplit, midpoints
 from ..models import IResNetFlow
 from ..solvers import relative_errors
 from ..training import fit_flow
@@ -67,7 +67,7 @@ def run_hybrid(
     seconds = time.perf_counter() - started
     certificate = enforce(flow.eval())
     bits = flow.bits_per_dim(test.split(_EVALUATED_TOGETHER))
-    x = (test + 0.5) / data.n_levels
+    x = midpoints(test, data.n_levels)
     with torch.no_grad():
         wrong = flow.logits(x).argmax(1) != data.test_labels
     error = relative_errors(flow.reconstruct(x, tol=1e-6), x)

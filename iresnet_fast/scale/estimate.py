@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from .inputs import read
-from .operation import ID, Evaluator
+from .inputs import numbered, read
+from .operation import Evaluator
 from .plan import Plan
 
 
@@ -53,8 +53,7 @@ def estimate(model: nn.Module, plan: Plan) -> Estimate:
         raise ValueError("the files have no samples to measure")
     evaluator = Evaluator(model, plan.operation)
     (table,) = read(file, plan.column, [(0, min(plan.batch_size, file.n_rows))])
-    if ID not in table.column_names:
-        table = table.append_column(ID, pa.array(range(table.num_rows), pa.int64()))
+    table = numbered(table, 0)
     for _ in range(2):
         began = time.perf_counter()
         result = evaluator(table, column=plan.column, seed=plan.seed)

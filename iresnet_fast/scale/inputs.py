@@ -102,6 +102,13 @@ def _sample(path: str) -> str:
     return digest.hexdigest()
 
 
+def numbered(table: pa.Table, first: int) -> pa.Table:
+    """The table with ids: its own, or numbers from the first."""
+    if ID in table.column_names:
+        return table
+    return table.append_column(ID, pa.array(range(first, first + table.num_rows), pa.int64()))
+
+
 def read(file: InputFile, column: str, ranges: Sequence[Range]) -> Iterator[pa.Table]:
     """Tables with the rows of each range, in turn: the column, and ``id`` where the file has it.
 

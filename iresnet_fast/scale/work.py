@@ -12,8 +12,8 @@ from typing import TypeVar
 import pyarrow as pa
 
 from .folder import ResultFolder, ShardRecord
-from .inputs import InputError, read
-from .operation import ID, Evaluator
+from .inputs import InputError, numbered, read
+from .operation import Evaluator
 from .plan import Plan, Shard
 
 _T = TypeVar("_T")
@@ -80,10 +80,8 @@ def _do(
 
 def _evaluated(plan: Plan, shard: Shard, evaluator: Evaluator, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     number = plan.first_number(shard.file)
-    for start, stop in plan.batches(shard):
-        table = next(tables)
-        if ID not in table.column_names:
-            table = table.append_column(ID, pa.array(range(number + start, number + stop), pa.int64()))
+    for start, _ in plan.batches(shard):
+        table = numbered(next(tables), number + start)
         yield evaluator(table, column=plan.column, seed=plan.seed + number + start)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..certificate import certify
-from ..data import ImageSplit
+from ..data import ImageSplit, centered, midpoints
+from ..finite import finite_or_none
 from ..models import IResNetClassifier, IResNetFlow, Model
 from ..solvers import NotConvergedError, relative_errors
 
@@ -55,10 +56,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON: None for what is not finite."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+        return finite_or_none(asdict(self))
+
+
+def as_input(model: Model, images: Tensor, n_levels: int) -> Tensor:
+    """Integers (B, C, H, W) in [0, n_levels) as the network takes them, without noise: centred, or midpoints."""
+    return midpoints(images, n_levels) if isinstance(model, IResNetFlow) else centered(images, n_levels)
 
 
 @torch.no_grad()
@@ -69,15 +72,14 @@ def evaluate(model: Model, data: ImageSplit) -> Evaluation:
     """
     device = next(model.parameters()).device
     images, labels = data.test_images, data.test_labels
+    floats = as_input(model, images, data.n_levels)
     if isinstance(model, IResNetClassifier):
-        floats = images.to(torch.float32) / (data.n_levels - 1) - 0.5
         wrong = _wrong(model, floats, labels, device)
         error = _reconstruction_error(model, floats[:_RECONSTRUCTED].to(device))
         return Evaluation(wrong / len(labels), None, None, error, len(labels))
     if model.config.estimator == "series":
         certify(model)
     bits = model.bits_per_dim(part.to(device) for part in images.split(_TOGETHER))
-    floats = (images.to(torch.float32) + 0.5) / data.n_levels
     share = None if model.head is None else _wrong(model.logits, floats, labels, device) / len(labels)
     error = _reconstruction_error(model, floats[:_RECONSTRUCTED].to(device))
     return Evaluation(share, bits.mean, bits.standard_error, error, len(labels))

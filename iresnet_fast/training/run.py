@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..certificate import Certificate, certify, enforce
-from ..data import ImageSplit, dequantize
+from ..data import ImageSplit, centered, dequantize
 from ..data.augment import augment
+from ..finite import finite_or_none
 from ..models import IResNetFlow, Model, build_model, config_of
 from ..optional import require
 from ..whole_file import sweep, write_whole
@@ -188,7 +189,7 @@ class _Run:
         """Integers as the network takes them: dequantised, or centred."""
         if isinstance(self._model, IResNetFlow):
             return dequantize(images, self._model.config.n_levels)
-        return images.to(torch.float32) / (self._data.n_levels - 1) - 0.5
+        return centered(images, self._data.n_levels)
 
     def _loss(self, network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         config = self._config
@@ -311,7 +312,7 @@ class _Run:
     def _log(self, **entry: Any) -> None:
         if self._processes.first:
             with (self._out / LOG).open("a", encoding="utf-8") as file:
-                line = {name: _json_number(value) for name, value in entry.items()}
+                line = finite_or_none(entry)
                 file.write(json.dumps({**line, "seconds": round(self._state["seconds"], 3)}, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in entry.items():
@@ -353,11 +354,6 @@ def _open_board(out: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an optional package)
 
     return SummaryWriter(str(out / "tensorboard"))
-
-
-def _json_number(value: Any) -> Any:
-    """None in place of what JSON has no number for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _seed(seed: int, index: int, stream: int) -> int:

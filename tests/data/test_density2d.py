@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from iresnet_fast.data import DENSITIES_2D, density2d, dequantize
+from iresnet_fast.data import DENSITIES_2D, density2d
 
 
 @pytest.mark.parametrize("name", DENSITIES_2D)
@@ -36,20 +36,3 @@ def test_log_density_and_entropy(name):
 def test_unknown_density():
     with pytest.raises(ValueError, match="no density 'moon'; there are 8gaussians, checkerboard"):
         density2d("moon")
-
-
-def test_dequantize():
-    images = torch.randint(256, (100, 3, 4, 4), dtype=torch.uint8)
-    x = dequantize(images)
-    assert x.dtype == torch.float32
-    assert x.min() >= 0
-    assert x.max() <= 1
-    assert torch.equal((x * 256).floor().clamp_max(255).to(torch.uint8), images)
-    noise = x * 256 - images
-    assert float(noise.mean()) == pytest.approx(0.5, abs=0.02)
-    assert dequantize(torch.full((1000,), 16), 17).max() <= 1
-    assert dequantize(images[:0]).shape == (0, 3, 4, 4)
-    with pytest.raises(TypeError, match="dequantize takes integers, got torch.float32"):
-        dequantize(x)
-    with pytest.raises(ValueError, match=r"integers of 32 levels are in \[0, 31\], got 0 to 40"):
-        dequantize(torch.tensor([0, 40]), 32)
