@@ -12,6 +12,7 @@
 #include <string>
 
 #include "common/interrupt.h"
+#include "cpu/dispatch.h"
 
 TORCH_LIBRARY(iresnet_fast, m) {
   m.def("checksum(Tensor[] tensors) -> int");
@@ -48,6 +49,7 @@ std::map<std::string, std::string> build_info() {
   return {
       {"compiler", __VERSION__},
       {"torch", TORCH_VERSION},
+      {"vectors", iresnet_fast::name_of(iresnet_fast::kProcessor)},
 #ifdef IRESNET_FAST_CUDA
       {"cuda", std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10)},
       {"cuda architectures", IRESNET_FAST_CUDA_ARCHITECTURES},
@@ -59,5 +61,5 @@ std::map<std::string, std::string> build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled ops of iresnet_fast: they are registered as torch.ops.iresnet_fast when this module is loaded.";
-  m.def("build_info", &build_info, "Compiler, torch and CUDA versions this library was built with.");
+  m.def("build_info", &build_info, "Compiler, torch and CUDA versions this library was built with, and its vectors.");
 }

@@ -33,7 +33,7 @@ loaded = _module is not None
 
 
 def build_info() -> dict[str, str]:
-    """Compiler, torch and CUDA versions the library was built with; empty where there is none."""
+    """Compiler, torch and CUDA versions the library was built with, its kind of vectors here; empty without one."""
     return dict(_module.build_info()) if loaded else {}
 
 

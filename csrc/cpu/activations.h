@@ -9,11 +9,6 @@
 
 namespace iresnet_fast {
 
-constexpr int kPackBytes = 32;
-typedef float Floats __attribute__((vector_size(kPackBytes)));
-typedef double Doubles __attribute__((vector_size(kPackBytes)));
-template <typename scalar_t>
-using PackOf = std::conditional_t<sizeof(scalar_t) == sizeof(float), Floats, Doubles>;
 template <typename P>
 using Element = std::remove_cvref_t<decltype(P{}[0])>;
 
@@ -47,7 +42,7 @@ IRESNET_FAST_INLINE void exponential(P x, P& scale, P& part) {
   using T = Element<P>;
   constexpr bool kDouble = sizeof(T) == sizeof(double);
   using Bits = std::conditional_t<kDouble, int64_t, int32_t>;
-  typedef Bits Integers __attribute__((vector_size(kPackBytes)));
+  typedef Bits Integers __attribute__((vector_size(sizeof(P))));
   constexpr T kMagic = kDouble ? 6755399441055744.0 : 12582912.0;  // 1.5 times 2 to the bits of the mantissa
   constexpr T kHigh = kDouble ? 6.93147180369123816490e-01 : 0.693359375;
   constexpr T kLow = kDouble ? 1.90821492927058770002e-10 : -2.12194440054690583e-4;

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "common/interrupt.h"
@@ -19,7 +20,6 @@
 #include "cpu/conv_symbol.h"
 #include "cpu/gram.h"
 #include "cpu/hermitian.h"
-#include "cpu/invariants.h"
 
 namespace iresnet_fast {
 namespace {
@@ -27,11 +27,17 @@ namespace {
 // Matrices of a larger order leave the caches, where LAPACK's blocked reduction is faster.
 constexpr int64_t kLargestOrder = 640;
 
-// Parallel over [0, count) in slices, of less than a second up to order 640, between which Ctrl-C is heard.
+// How many items are less than a second's work up to order 640, and some for each thread; a multiple of a number.
+int64_t items_of_a_slice(double flops_each, int64_t multiple_of) {
+  constexpr double kSliceFlops = 1e10;
+  const int64_t items = std::max<int64_t>(at::get_num_threads(), static_cast<int64_t>(kSliceFlops / flops_each));
+  return (items + multiple_of - 1) / multiple_of * multiple_of;
+}
+
+// Parallel over [0, count) in slices, between which Ctrl-C is heard.
 template <typename Work>
 void parallel_in_slices(int64_t count, double flops_each, const Work& work) {
-  constexpr double kSliceFlops = 1e10;
-  const int64_t slice = std::max<int64_t>(at::get_num_threads(), static_cast<int64_t>(kSliceFlops / flops_each));
+  const int64_t slice = items_of_a_slice(flops_each, 1);
   for (int64_t first = 0; first < count; first += slice) {
     at::parallel_for(first, std::min(count, first + slice), 1, work);
     check_interrupt();
@@ -41,84 +47,91 @@ void parallel_in_slices(int64_t count, double flops_each, const Work& work) {
 // Operations of a complex Hermitian eigenvalue problem of order n, most of them in its reduction.
 double eigenvalue_flops(int64_t n) { return 16.0 / 3 * n * n * n + 1; }
 
-// Splits the distinct frequencies into groups of kLanes, the last filled up by repeating its last frequency.
+// Splits the distinct frequencies into groups of some lanes, the last filled up by repeating its last frequency.
 class FrequencyGroups {
  public:
-  explicit FrequencyGroups(const DistinctFrequencies& distinct)
-      : count_(static_cast<int64_t>(distinct.index.size())), index_(distinct.index) {
-    while (index_.size() % kLanes) index_.push_back(index_.back());
+  FrequencyGroups(const DistinctFrequencies& distinct, int64_t lanes)
+      : lanes_(lanes), count_(static_cast<int64_t>(distinct.index.size())), index_(distinct.index) {
+    while (index_.size() % lanes) index_.push_back(index_.back());
   }
-  int64_t size() const { return static_cast<int64_t>(index_.size()) / kLanes; }
-  const int64_t* of(int64_t group) const { return index_.data() + group * kLanes; }
+  int64_t size() const { return static_cast<int64_t>(index_.size()) / lanes_; }
+  const int64_t* of(int64_t group) const { return index_.data() + group * lanes_; }
   // How many of a group's frequencies are not repeated.
-  int64_t lanes(int64_t group) const { return std::min<int64_t>(kLanes, count_ - group * kLanes); }
+  int64_t lanes(int64_t group) const { return std::min(lanes_, count_ - group * lanes_); }
 
  private:
-  int64_t count_;
+  int64_t lanes_, count_;
   std::vector<int64_t> index_;
 };
 
-// Scale the matrices of lanes whose entries' fourth powers would leave the range of a double, by a power of two that is
-// returned; groups of channels can differ by any factor.
-Pack bring_into_range(HermitianGroup& matrices) {
-  Pack trace = splat(0), scale = splat(1);
-  for (int64_t i = 0; i < matrices.order(); ++i) trace += matrices.matrix()[entry_index(i, i)].re;
-  bool needed = false;
-  for (int lane = 0; lane < kLanes; ++lane)
-    if (trace[lane] > 0 && (trace[lane] < 1e-60 || trace[lane] > 1e60)) {
-      int exponent = 0;
-      std::frexp(trace[lane], &exponent);
-      scale[lane] = std::ldexp(1.0, std::clamp(exponent, -1000, 1000));
-      needed = true;
-    }
-  if (!needed) return scale;
-  const Pack inverse = splat(1) / scale;
-  for (int64_t i = 0; i < matrices.entries(); ++i) {
-    matrices.matrix()[i].re *= inverse;
-    matrices.matrix()[i].im *= inverse;
-  }
-  return scale;
+// work(std::type_identity<a pack>): as wide as the processor's vectors, where the groups of so many matrices then still
+// serve all threads.
+template <typename Work>
+auto with_packs(int64_t matrices, const Work& work) {
+  const bool enough = matrices >= 2 * kLanes<Pack8> * at::get_num_threads();
+  return enough && kProcessor == Processor::avx512 ? work(std::type_identity<Pack8>{})
+                                                   : work(std::type_identity<Pack4>{});
 }
 
-// out: (count, groups * order) singular values at the distinct frequencies, not yet in order.
-void values_by_gram(const GramSource& source, const FrequencyGroups& frequencies, int64_t channels, int64_t count,
-                    double* out) {
-  const int64_t n = source.order(), width = channels * n;
-  const int64_t pairs = (frequencies.size() + kPairs - 1) / kPairs;
+// A group of matrices on their way to their eigenvalues.
+template <typename P>
+struct Reduced {
+  Invariants<P> invariants;
+  P scale;
+};
+
+// out: (count, channels * order) singular values at the distinct frequencies, not yet in order.
+template <typename P>
+void values_by_gram(const GramSource& source, const DistinctFrequencies& distinct, int64_t channels, double* out) {
+  const FrequencyGroups frequencies(distinct, kLanes<P>);
+  const int64_t n = source.order(), items = frequencies.size() * channels;
+  const int64_t slice = items_of_a_slice(kLanes<P> * eigenvalue_flops(n), kPairs);
   std::atomic<bool> wrong{false};
-  parallel_in_slices(pairs * channels, kPairs * kLanes * eigenvalue_flops(n), [&](int64_t begin, int64_t end) {
-    const at::NoGradGuard no_grad;
-    HermitianGroup matrices(n);
-    Packed<Pack> diagonal(n), off_squared(n), d(n * kPairs), e(n * kPairs);
-    std::vector<double> values(n);
-    for (int64_t item = begin; item < end && !wrong; ++item) {
-      const int64_t channel = item % channels, first = item / channels * kPairs;
-      std::vector<Invariants> invariants;
-      Pack scales[kPairs];
-      for (int pair = 0; pair < kPairs; ++pair) {
-        if (first + pair < frequencies.size()) {  // else the group before is solved once more beside itself
-          source.fill(frequencies.of(first + pair), channel, matrices);
-          scales[pair] = bring_into_range(matrices);
-          invariants.emplace_back(matrices.matrix(), n);
-          matrices.tridiagonalize(diagonal.data(), off_squared.data());
-        }
-        for (int64_t i = 0; i < n; ++i) {
-          d[i * kPairs + pair] = diagonal[i];
-          if (i + 1 < n) e[i * kPairs + pair] = off_squared[i];
+  // Of the items of a slice: the diagonals of the reduced matrices, interleaved by pairs.
+  const int64_t held = (std::min(slice, items) + kPairs - 1) / kPairs * kPairs;
+  Packed<P> d(held * n), e(held * n);
+  Packed<Reduced<P>> reduced(held);
+  for (int64_t first = 0; first < items; first += slice) {
+    const int64_t count = std::min(slice, items - first);
+    at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      const at::NoGradGuard no_grad;
+      HermitianGroup<P> matrices(n);
+      Packed<P> diagonal(n), off_squared(n);
+      for (int64_t item = begin; item < end; ++item) {
+        source.fill(frequencies.of((first + item) / channels), (first + item) % channels, matrices);
+        matrices.bring_into_range(&reduced[item].scale);
+        matrices.take_invariants(&reduced[item].invariants);
+        matrices.tridiagonalize(diagonal.data(), off_squared.data());
+        // The last one of an odd number is solved beside itself.
+        for (int64_t to = item; to < (item + 1 == count ? (item / kPairs + 1) * kPairs : item + 1); ++to)
+          for (int64_t i = 0; i < n; ++i) {
+            const int64_t at = (to / kPairs * n + i) * kPairs + to % kPairs;
+            d[at] = diagonal[i];
+            if (i + 1 < n) e[at] = off_squared[i];
+          }
+      }
+    });
+    at::parallel_for(0, (count + kPairs - 1) / kPairs, 1, [&](int64_t begin, int64_t end) {
+      std::vector<double> values(n);
+      for (int64_t pair = begin; pair < end && !wrong; ++pair) {
+        P* found = d.data() + pair * n * kPairs;
+        if (!tridiagonal_eigenvalues_of_pairs(found, e.data() + pair * n * kPairs, n)) wrong = true;
+        for (int64_t item = pair * kPairs; item < std::min((pair + 1) * kPairs, count); ++item) {
+          const int64_t group = (first + item) / channels, channel = (first + item) % channels;
+          for (int lane = 0; lane < frequencies.lanes(group); ++lane) {
+            for (int64_t i = 0; i < n; ++i) values[i] = found[i * kPairs + item % kPairs][lane];
+            if (!reduced[item].invariants.match(lane, values.data(), n)) wrong = true;
+            double* to = out + ((group * kLanes<P> + lane) * channels + channel) * n;
+            for (int64_t i = 0; i < n; ++i) to[i] = std::sqrt(std::max(values[i], 0.0) * reduced[item].scale[lane]);
+          }
         }
       }
-      if (!tridiagonal_eigenvalues_of_pairs(d.data(), e.data(), n)) wrong = true;
-      for (int pair = 0; pair < kPairs && first + pair < frequencies.size(); ++pair)
-        for (int lane = 0; lane < frequencies.lanes(first + pair); ++lane) {
-          for (int64_t i = 0; i < n; ++i) values[i] = d[i * kPairs + pair][lane];
-          if (!invariants[pair].match(lane, values.data(), n)) wrong = true;
-          double* to = out + ((first + pair) * kLanes + lane) * width + channel * n;
-          for (int64_t i = 0; i < n; ++i) to[i] = std::sqrt(std::max(values[i], 0.0) * scales[pair][lane]);
-        }
-    }
-  });
+    });
+    check_interrupt();
+  }
   check_eigenvalues(wrong);
-  at::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
+  const int64_t width = channels * n;
+  at::parallel_for(0, static_cast<int64_t>(distinct.index.size()), 16, [&](int64_t begin, int64_t end) {
     for (int64_t f = begin; f < end; ++f) std::sort(out + f * width, out + (f + 1) * width, std::greater<double>());
   });
 }
@@ -153,7 +166,8 @@ at::Tensor conv_singular_values(const at::Tensor& weight, at::IntArrayRef grid, 
   double* values = found.data_ptr<double>();
   if (driver == "gram" && problem.rank() <= kLargestOrder) {
     const GramSource source(weight, problem, count);
-    values_by_gram(source, FrequencyGroups(distinct), groups, count, values);
+    with_packs(count * groups,
+               [&]<typename P>(std::type_identity<P>) { values_by_gram<P>(source, distinct, groups, values); });
   } else {
     values_by_aten(weight_by_tap(weight, problem), problem, distinct, driver == "gram", values);
   }
@@ -168,28 +182,36 @@ at::Tensor conv_singular_values(const at::Tensor& weight, at::IntArrayRef grid, 
   return result;
 }
 
+template <typename P>
+bool all_positive_definite(const GramSource& source, const DistinctFrequencies& distinct, int64_t channels,
+                           double shift) {
+  const FrequencyGroups frequencies(distinct, kLanes<P>);
+  const int64_t n = source.order();
+  std::atomic<bool> proven{true};
+  parallel_in_slices(frequencies.size() * channels, kLanes<P> * eigenvalue_flops(n) / 4,
+                     [&](int64_t begin, int64_t end) {
+                       const at::NoGradGuard no_grad;
+                       HermitianGroup<P> matrices(n);
+                       for (int64_t item = begin; item < end && proven; ++item) {
+                         source.fill(frequencies.of(item / channels), item % channels, matrices);
+                         matrices.subtract_from(shift);
+                         if (!matrices.has_cholesky()) proven = false;
+                       }
+                     });
+  return proven;
+}
+
 // Whether bound^2 I - G - margin I has a Cholesky factorisation at every frequency of the grid.
 at::Tensor conv_norm_below(const at::Tensor& weight, at::IntArrayRef grid, at::IntArrayRef stride,
                            at::IntArrayRef dilation, int64_t groups, double bound, double margin) {
   const SymbolProblem problem(weight, grid, stride, dilation, groups);
   const DistinctFrequencies distinct = distinct_frequencies(problem.coarse);
-  const GramSource source(weight, problem, static_cast<int64_t>(distinct.index.size()));
-  const FrequencyGroups frequencies(distinct);
-  const int64_t n = source.order();
-  const Pack shift = splat(bound * bound - margin);
-  std::atomic<bool> proven{true};
-  parallel_in_slices(frequencies.size() * groups, kLanes * eigenvalue_flops(n) / 4, [&](int64_t begin, int64_t end) {
-    const at::NoGradGuard no_grad;
-    HermitianGroup matrices(n);
-    for (int64_t item = begin; item < end && proven; ++item) {
-      source.fill(frequencies.of(item / groups), item % groups, matrices);
-      Entry* matrix = matrices.matrix();
-      for (int64_t i = 0; i < matrices.entries(); ++i) matrix[i] = Entry{-matrix[i].re, -matrix[i].im};
-      for (int64_t i = 0; i < n; ++i) matrix[entry_index(i, i)].re += shift;
-      if (!matrices.has_cholesky()) proven = false;
-    }
+  const int64_t count = static_cast<int64_t>(distinct.index.size());
+  const GramSource source(weight, problem, count);
+  const bool proven = with_packs(count * groups, [&]<typename P>(std::type_identity<P>) {
+    return all_positive_definite<P>(source, distinct, groups, bound * bound - margin);
   });
-  return at::scalar_tensor(at::Scalar(proven.load()), at::TensorOptions().dtype(at::kBool));
+  return at::scalar_tensor(at::Scalar(proven), at::TensorOptions().dtype(at::kBool));
 }
 
 }  // namespace

@@ -15,8 +15,9 @@ class GramSource {
   GramSource(const at::Tensor& weight, const SymbolProblem& problem, int64_t frequencies);
 
   int64_t order() const { return problem_.rank(); }
-  // Fill the lower triangles for kLanes frequencies (flat indices on the coarse grid) and one group of channels.
-  void fill(const int64_t* frequencies, int64_t group, HermitianGroup& matrices) const;
+  // Fill the lower triangles for kLanes<P> frequencies (flat indices on the coarse grid) and one group of channels.
+  template <typename P>
+  void fill(const int64_t* frequencies, int64_t group, HermitianGroup<P>& matrices) const;
 
  private:
   const SymbolProblem& problem_;

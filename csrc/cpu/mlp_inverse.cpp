@@ -32,10 +32,15 @@ constexpr int kTile = 4;     // outputs of a layer that are summed together
 // gains.
 constexpr double kSlab = 1 << 29, kWorthThreads = 1 << 20;
 
-template <typename T>
-constexpr int kWide = kPackBytes / sizeof(T);
-template <typename T>
-constexpr int kLanes = kVectors * kWide<T>;
+// P below is a vector of T, the type of the samples.
+template <typename T, int kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+template <typename P>
+constexpr int kWide = sizeof(P) / sizeof(Element<P>);
+template <typename P>
+constexpr int kLanes = kVectors * kWide<P>;
 
 constexpr int64_t padded(int64_t features) { return (features + kTile - 1) / kTile * kTile; }
 
@@ -75,31 +80,30 @@ struct Branch {
   }
 };
 
-template <typename T>
-IRESNET_FAST_INLINE PackOf<T> load(const T* from) {
-  return *reinterpret_cast<const PackOf<T>*>(from);
+template <typename P>
+IRESNET_FAST_INLINE P load(const Element<P>* from) {
+  return *reinterpret_cast<const P*>(from);
 }
-template <typename T>
-IRESNET_FAST_INLINE void store(T* to, PackOf<T> x) {
-  *reinterpret_cast<PackOf<T>*>(to) = x;
+template <typename P>
+IRESNET_FAST_INLINE void store(Element<P>* to, P x) {
+  *reinterpret_cast<P*>(to) = x;
 }
 
-template <typename T, int Vectors>
-IRESNET_FAST_INLINE void apply(const Layer<T>& layer, const T* from, T* to) {
-  using P = PackOf<T>;
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE void apply(const Layer<Element<P>>& layer, const Element<P>* from, Element<P>* to) {
   for (int64_t o = 0; o < layer.out; o += kTile) {
-    const T* weight = layer.weights.data() + o * layer.in;
-    const T* bias = layer.bias.data() + o;
+    const Element<P>* weight = layer.weights.data() + o * layer.in;
+    const Element<P>* bias = layer.bias.data() + o;
     P sum[kTile][Vectors];
 #pragma GCC unroll 8
     for (int m = 0; m < kTile; ++m)
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) sum[m][v] = P{} + bias[m];
-    const T* x = from;
-    for (int64_t i = 0; i < layer.in; ++i, x += kLanes<T>, weight += kTile) {
+    const Element<P>* x = from;
+    for (int64_t i = 0; i < layer.in; ++i, x += kLanes<P>, weight += kTile) {
       P value[Vectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) value[v] = load(x + v * kWide<T>);
+      for (int v = 0; v < Vectors; ++v) value[v] = load<P>(x + v * kWide<P>);
 #pragma GCC unroll 8
       for (int m = 0; m < kTile; ++m)
 #pragma GCC unroll 8
@@ -108,117 +112,123 @@ IRESNET_FAST_INLINE void apply(const Layer<T>& layer, const T* from, T* to) {
 #pragma GCC unroll 8
     for (int m = 0; m < kTile; ++m)
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) store(to + (o + m) * kLanes<T> + v * kWide<T>, sum[m][v]);
+      for (int v = 0; v < Vectors; ++v) store(to + (o + m) * kLanes<P> + v * kWide<P>, sum[m][v]);
   }
 }
 
-template <typename T, int Vectors, Activation kind>
-IRESNET_FAST_INLINE void activate_all(const T* parameters, int64_t features, T* values) {
+template <typename P, int Vectors, Activation kind>
+IRESNET_FAST_INLINE void activate_all(const Element<P>* parameters, int64_t features, Element<P>* values) {
   for (int64_t i = 0; i < features; ++i)
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
-      const int64_t at = i * kLanes<T> + v * kWide<T>;
-      store(values + at, activate<kind>(load(values + at), parameters[0], parameters[1]));
+      const int64_t at = i * kLanes<P> + v * kWide<P>;
+      store(values + at, activate<kind>(load<P>(values + at), parameters[0], parameters[1]));
     }
 }
 
 // Feature i with feature i + half: the larger first.
-template <typename T, int Vectors>
-IRESNET_FAST_INLINE void sort_pairs(int64_t features, T* values) {
-  const int64_t half = features / 2 * kLanes<T>;
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE void sort_pairs(int64_t features, Element<P>* values) {
+  const int64_t half = features / 2 * kLanes<P>;
   for (int64_t i = 0; i < features / 2; ++i)
 #pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
-      const int64_t at = i * kLanes<T> + v * kWide<T>;
-      const PackOf<T> a = load(values + at), b = load(values + half + at);
+      const int64_t at = i * kLanes<P> + v * kWide<P>;
+      const P a = load<P>(values + at), b = load<P>(values + half + at);
       store(values + at, (a > b) | (a != a) ? a : b);
       store(values + half + at, (a < b) | (a != a) ? a : b);
     }
 }
 
-template <typename T, int Vectors>
-IRESNET_FAST_INLINE void activate_all(Activation kind, const T* parameters, int64_t features, T* values) {
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE void activate_all(Activation kind, const Element<P>* parameters, int64_t features,
+                                      Element<P>* values) {
   switch (kind) {
     case Activation::identity:
       break;
     case Activation::relu:
-      activate_all<T, Vectors, Activation::relu>(parameters, features, values);
+      activate_all<P, Vectors, Activation::relu>(parameters, features, values);
       break;
     case Activation::elu:
-      activate_all<T, Vectors, Activation::elu>(parameters, features, values);
+      activate_all<P, Vectors, Activation::elu>(parameters, features, values);
       break;
     case Activation::softplus:
-      activate_all<T, Vectors, Activation::softplus>(parameters, features, values);
+      activate_all<P, Vectors, Activation::softplus>(parameters, features, values);
       break;
     case Activation::tanh:
-      activate_all<T, Vectors, Activation::tanh>(parameters, features, values);
+      activate_all<P, Vectors, Activation::tanh>(parameters, features, values);
       break;
     case Activation::lipswish:
-      activate_all<T, Vectors, Activation::lipswish>(parameters, features, values);
+      activate_all<P, Vectors, Activation::lipswish>(parameters, features, values);
       break;
     case Activation::maxmin:
-      sort_pairs<T, Vectors>(features, values);
+      sort_pairs<P, Vectors>(features, values);
       break;
   }
 }
 
 // g(x) of the first Vectors vectors, in one of the two buffers.
-template <typename T, int Vectors>
-IRESNET_FAST_INLINE const T* evaluate(const Branch<T>& branch, const T* x, T* one, T* other) {
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE const Element<P>* evaluate(const Branch<Element<P>>& branch, const Element<P>* x, Element<P>* one,
+                                               Element<P>* other) {
+  using T = Element<P>;
   const T* from = x;
   if (branch.activations[0] != Activation::identity) {
-    std::copy_n(x, branch.features * kLanes<T>, one);
-    activate_all<T, Vectors>(branch.activations[0], branch.parameters.data(), branch.features, one);
+    std::copy_n(x, branch.features * kLanes<P>, one);
+    activate_all<P, Vectors>(branch.activations[0], branch.parameters.data(), branch.features, one);
     from = one;
   }
   for (size_t i = 0; i < branch.layers.size(); ++i) {
     T* to = from == other ? one : other;
-    apply<T, Vectors>(branch.layers[i], from, to);
-    activate_all<T, Vectors>(branch.activations[i + 1], branch.parameters.data() + 2 * (i + 1), branch.layers[i].out,
+    apply<P, Vectors>(branch.layers[i], from, to);
+    activate_all<P, Vectors>(branch.activations[i + 1], branch.parameters.data() + 2 * (i + 1), branch.layers[i].out,
                              to);
     from = to;
   }
   return from;
 }
 
-// What a row's lane goes on with, as vectors: theta, and which of the three steps.
+// Rows to solve, and where their solutions go.
 template <typename T>
+struct Batch {
+  const T *y, *start;
+  T *x, *residual;
+  int64_t *iterations, *evaluations;
+  bool* converged;
+};
+
+// What a row's lane goes on with, as vectors: theta, and which of the three steps.
+template <typename P>
 struct Steps {
-  alignas(kPackBytes) T theta[kLanes<T>], mixed[kLanes<T>], refused[kLanes<T>];
+  alignas(P) Element<P> theta[kLanes<P>], mixed[kLanes<P>], refused[kLanes<P>];
 };
 
 // Rows begin to end of a batch, in the lanes of one thread.
-template <typename T>
+template <typename P>
 class Lanes {
  public:
-  struct Batch {
-    const T *y, *start;
-    T *x, *residual;
-    int64_t *iterations, *evaluations;
-    bool* converged;
-  };
-
-  Lanes(const Branch<T>& branch, const FixedPointRule& rule, const Batch& batch)
+  using T = Element<P>;
+  Lanes(const Branch<T>& branch, const FixedPointRule& rule, const Batch<T>& batch)
       : branch_(branch),
         rule_(rule),
         batch_(batch),
-        size_(branch.features * kLanes<T>),
+        size_(branch.features * kLanes<P>),
         y_(size_),
         x_(size_),
         following_(size_),
         target_(size_),
         before_(size_),
-        one_(branch.widest * kLanes<T>),
-        other_(branch.widest * kLanes<T>) {}
+        one_(branch.widest * kLanes<P>),
+        other_(branch.widest * kLanes<P>) {}
 
   IRESNET_FAST_INLINE void solve(int64_t begin, int64_t end) {
     next_ = begin, end_ = end, used_ = 0;
     for (Packed<T>* part : {&y_, &x_, &target_, &before_}) std::fill(part->data(), part->data() + size_, T(0));
-    while (used_ < kLanes<T> && next_ < end_) enter(used_++);
+    while (used_ < kLanes<P> && next_ < end_) enter(used_++);
     while (used_ > 0) {
-      if (used_ > 2 * kWide<T>)
+      if (used_ > 2 * kWide<P>)
         advance<3>();
-      else if (used_ > kWide<T>)
+      else if (used_ > kWide<P>)
         advance<2>();
       else
         advance<1>();
@@ -230,52 +240,56 @@ class Lanes {
   // One evaluation of the branch, and the next iterate of every lane that goes on.
   template <int Vectors>
   IRESNET_FAST_INLINE void advance() {
-    using P = PackOf<T>;
-    const T* image = evaluate<T, Vectors>(branch_, x_.data(), one_.data(), other_.data());
+    const T* image = evaluate<P, Vectors>(branch_, x_.data(), one_.data(), other_.data());
     T* step = one_.data() == image ? other_.data() : one_.data();
     // In double precision: squares of a small residual vanish in float32.
-    alignas(kPackBytes) double squared[kLanes<T>] = {}, along[kLanes<T>] = {};
-    for (int64_t at = 0; at < size_; at += kLanes<T>)
+    alignas(P) double squared[kLanes<P>] = {}, along[kLanes<P>] = {};
+    for (int64_t at = 0; at < size_; at += kLanes<P>)
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
-        const int64_t i = at + v * kWide<T>;
-        const P following = load(&y_[i]) - load(image + i), f = following - load(&x_[i]);
+        const int64_t i = at + v * kWide<P>;
+        const P following = load<P>(&y_[i]) - load<P>(image + i), f = following - load<P>(&x_[i]);
         store(&following_[i], following);
         store(step + i, f);
-        accumulate(f, f, squared + v * kWide<T>);
-        accumulate(f, load(&before_[i]), along + v * kWide<T>);
+        accumulate(f, f, squared + v * kWide<P>);
+        accumulate(f, load<P>(&before_[i]), along + v * kWide<P>);
       }
-    Steps<T> steps;
-    for (int lane = 0; lane < Vectors * kWide<T>; ++lane) {
+    Steps<P> steps;
+    for (int lane = 0; lane < Vectors * kWide<P>; ++lane) {
       const Step next = lane < used_ ? samples_[lane].advance(rule_, squared[lane], along[lane]) : Step::following;
       steps.theta[lane] = static_cast<T>(samples_[lane].theta);
       steps.mixed[lane] = next == Step::mixed;
       steps.refused[lane] = next == Step::target;
       if (lane < used_ && samples_[lane].done) write(lane);
     }
-    for (int64_t at = 0; at < size_; at += kLanes<T>)
+    for (int64_t at = 0; at < size_; at += kLanes<P>)
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
-        const int64_t i = at + v * kWide<T>, lane = v * kWide<T>;
-        const P following = load(&following_[i]), target = load(&target_[i]);
-        const P mixed = following + load(steps.theta + lane) * (target - following);
-        const auto refused = load(steps.refused + lane) > 0;
-        const P onward = load(steps.mixed + lane) > 0 ? mixed : following;
+        const int64_t i = at + v * kWide<P>, lane = v * kWide<P>;
+        const P following = load<P>(&following_[i]), target = load<P>(&target_[i]);
+        const P mixed = following + load<P>(steps.theta + lane) * (target - following);
+        const auto refused = load<P>(steps.refused + lane) > 0;
+        const P onward = load<P>(steps.mixed + lane) > 0 ? mixed : following;
         store(&x_[i], refused ? target : onward);
         store(&target_[i], refused ? target : following);
-        store(&before_[i], refused ? load(&before_[i]) : load(step + i));
+        store(&before_[i], refused ? load<P>(&before_[i]) : load<P>(step + i));
       }
   }
 
-  static IRESNET_FAST_INLINE void accumulate(Floats a, Floats b, double* sum) {
-    for (int half = 0; half < 2; ++half) {
-      typedef float Half __attribute__((vector_size(kPackBytes / 2)));
-      const Half p = reinterpret_cast<const Half*>(&a)[half], q = reinterpret_cast<const Half*>(&b)[half];
-      store(sum + half * 4,
-            load(sum + half * 4) + __builtin_convertvector(p, Doubles) * __builtin_convertvector(q, Doubles));
+  static IRESNET_FAST_INLINE void accumulate(P a, P b, double* sum) {
+    using Doubles = typename VectorOf<double, sizeof(P)>::type;
+    if constexpr (sizeof(T) == sizeof(double)) {
+      store<P>(sum, load<P>(sum) + a * b);
+    } else {
+      typedef float Half __attribute__((vector_size(sizeof(P) / 2)));
+      for (int half = 0; half < 2; ++half) {
+        const Half p = reinterpret_cast<const Half*>(&a)[half], q = reinterpret_cast<const Half*>(&b)[half];
+        double* to = sum + half * kWide<Doubles>;
+        store<Doubles>(to,
+                       load<Doubles>(to) + __builtin_convertvector(p, Doubles) * __builtin_convertvector(q, Doubles));
+      }
     }
   }
-  static IRESNET_FAST_INLINE void accumulate(Doubles a, Doubles b, double* sum) { store(sum, load(sum) + a * b); }
 
   // The lanes whose rows are done take others, or are closed.
   IRESNET_FAST_INLINE void leave() {
@@ -295,9 +309,9 @@ class Lanes {
     double squares = 0;
     for (int64_t i = 0; i < branch_.features; ++i) {
       const T y = batch_.y[at + i];
-      y_[i * kLanes<T> + lane] = y;
-      x_[i * kLanes<T> + lane] = batch_.start[at + i];
-      before_[i * kLanes<T> + lane] = 0;
+      y_[i * kLanes<P> + lane] = y;
+      x_[i * kLanes<P> + lane] = batch_.start[at + i];
+      before_[i * kLanes<P> + lane] = 0;
       squares += static_cast<double>(y) * y;
     }
     rows_[lane] = row;
@@ -306,7 +320,7 @@ class Lanes {
 
   IRESNET_FAST_INLINE void move(int from, int to) {
     for (Packed<T>* part : {&y_, &x_, &target_, &before_})
-      for (int64_t at = 0; at < size_; at += kLanes<T>) (*part)[at + to] = (*part)[at + from];
+      for (int64_t at = 0; at < size_; at += kLanes<P>) (*part)[at + to] = (*part)[at + from];
     rows_[to] = rows_[from];
     samples_[to] = samples_[from];
   }
@@ -316,7 +330,7 @@ class Lanes {
     const int64_t row = rows_[lane];
     const FixedPointSample& sample = samples_[lane];
     T* from = rule_.proven() ? following_.data() : x_.data();
-    for (int64_t i = 0; i < branch_.features; ++i) batch_.x[row * branch_.features + i] = from[i * kLanes<T> + lane];
+    for (int64_t i = 0; i < branch_.features; ++i) batch_.x[row * branch_.features + i] = from[i * kLanes<P> + lane];
     batch_.residual[row] = static_cast<T>(sample.residual);
     batch_.iterations[row] = sample.iterations;
     batch_.evaluations[row] = sample.evaluations;
@@ -325,22 +339,14 @@ class Lanes {
 
   const Branch<T>& branch_;
   const FixedPointRule rule_;
-  const Batch batch_;
+  const Batch<T> batch_;
   const int64_t size_;
   Packed<T> y_, x_, following_, target_, before_, one_, other_;
-  FixedPointSample samples_[kLanes<T>];
-  int64_t rows_[kLanes<T>];
+  FixedPointSample samples_[kLanes<P>];
+  int64_t rows_[kLanes<P>];
   int64_t next_ = 0, end_ = 0;
   int used_ = 0;
 };
-
-IRESNET_FAST_DISPATCH(void, solve_floats, (Lanes<float> & lanes, int64_t begin, int64_t end), lanes.solve(begin, end))
-IRESNET_FAST_DISPATCH(void, solve_doubles, (Lanes<double> & lanes, int64_t begin, int64_t end), lanes.solve(begin, end))
-
-void solve(Lanes<float>& lanes, int64_t begin, int64_t end) { IRESNET_FAST_CHOOSE(solve_floats, (lanes, begin, end)); }
-void solve(Lanes<double>& lanes, int64_t begin, int64_t end) {
-  IRESNET_FAST_CHOOSE(solve_doubles, (lanes, begin, end));
-}
 
 template <typename T>
 Branch<T> read_branch(const at::Tensor& y, at::TensorList weights, const c10::List<std::optional<at::Tensor>>& biases,
@@ -393,21 +399,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_inver
     const Branch<scalar_t> branch = read_branch<scalar_t>(y, weights, biases, activations, parameters);
     const FixedPointRule rule{tol,      lipschitz, std::numeric_limits<scalar_t>::epsilon(), max_iterations,
                               patience, mixing};
-    const typename Lanes<scalar_t>::Batch batch{
+    const Batch<scalar_t> batch{
         target.const_data_ptr<scalar_t>(), start.const_data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
         residual.data_ptr<scalar_t>(),     iterations.data_ptr<int64_t>(),   evaluations.data_ptr<int64_t>(),
         converged.data_ptr<bool>()};
     const double operations = std::max(1.0, branch.operations());
-    const auto grain = std::max<int64_t>(kWide<scalar_t>, static_cast<int64_t>(kWorthThreads / operations));
-    const auto step =
-        std::max<int64_t>(kLanes<scalar_t> * at::get_num_threads(), static_cast<int64_t>(kSlab / operations));
-    for (int64_t slab = 0; slab < rows; slab += step) {
-      check_interrupt();
-      at::parallel_for(slab, std::min(rows, slab + step), grain, [&](int64_t begin, int64_t end) {
-        Lanes<scalar_t> lanes(branch, rule, batch);
-        solve(lanes, begin, end);
-      });
-    }
+    with_vectors([&](auto bytes) {
+      using P = typename VectorOf<scalar_t, bytes>::type;
+      const auto grain = std::max<int64_t>(kWide<P>, static_cast<int64_t>(kWorthThreads / operations));
+      const auto step = std::max<int64_t>(kLanes<P> * at::get_num_threads(), static_cast<int64_t>(kSlab / operations));
+      for (int64_t slab = 0; slab < rows; slab += step) {
+        check_interrupt();
+        at::parallel_for(slab, std::min(rows, slab + step), grain, [&](int64_t begin, int64_t end) {
+          Lanes<P> lanes(branch, rule, batch);
+          run_on<bytes>(kProcessor, [&]() IRESNET_FAST_INLINED { lanes.solve(begin, end); });
+        });
+      }
+    });
   });
   return {x, residual, iterations, evaluations, converged};
 }

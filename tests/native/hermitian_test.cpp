@@ -6,8 +6,6 @@
 #include <random>
 #include <vector>
 
-#include "cpu/invariants.h"
-
 using namespace iresnet_fast;
 
 namespace {
@@ -19,10 +17,11 @@ void expect(bool holds, const char* what, int64_t n) {
 }
 
 // Hermitian matrices with known eigenvalues 1, 2, ..., n in every lane: reflections of a diagonal.
-void fill(HermitianGroup& group, std::mt19937& generator, double shift = 0) {
+template <typename P>
+void fill(HermitianGroup<P>& group, std::mt19937& generator, double shift = 0) {
   const int64_t n = group.order();
   std::normal_distribution<double> normal;
-  for (int lane = 0; lane < kLanes; ++lane) {
+  for (int lane = 0; lane < kLanes<P>; ++lane) {
     std::vector<double> re(n * n), im(n * n), vr(n), vi(n);
     for (int64_t i = 0; i < n; ++i) re[i * n + i] = i + 1 + shift;
     for (int reflection = 0; reflection < 3; ++reflection) {
@@ -62,25 +61,22 @@ void fill(HermitianGroup& group, std::mt19937& generator, double shift = 0) {
   }
 }
 
-using Reduce = void (*)(Entry*, int64_t, TridiagonalScratch, Pack*, Pack*);
-using Factor = bool (*)(Entry*, int64_t, Pack*);
-using Solve = bool (*)(Pack*, Pack*, int64_t);
-
-void check(int64_t n, Reduce reduce_with, Factor factor_with, Solve solve_with) {
+template <typename P>
+void check(int64_t n, Processor processor) {
   std::mt19937 generator(n);
-  HermitianGroup group(n);
-  Packed<Pack> d(n), e(n), all_d(n * kPairs), all_e(n * kPairs);
-  Entry* scratch = group.matrix() + group.entries();
+  HermitianGroup<P> group(n, processor);
+  Packed<P> d(n), e(n), all_d(n * kPairs), all_e(n * kPairs);
   fill(group, generator);
-  const Invariants invariants(group.matrix(), n);
-  reduce_with(group.matrix(), n, {scratch, scratch + n, scratch + 2 * n, scratch + 3 * n}, d.data(), e.data());
+  Invariants<P> invariants;
+  group.take_invariants(&invariants);
+  group.tridiagonalize(d.data(), e.data());
   for (int64_t i = 0; i < n; ++i)
     for (int pair = 0; pair < kPairs; ++pair) {
       all_d[i * kPairs + pair] = d[i];
       if (i + 1 < n) all_e[i * kPairs + pair] = e[i];
     }
-  expect(solve_with(all_d.data(), all_e.data(), n), "the QL iteration converges", n);
-  for (int lane = 0; lane < kLanes; ++lane) {
+  expect(tridiagonal_eigenvalues_of_pairs(all_d.data(), all_e.data(), n, processor), "the QL iteration converges", n);
+  for (int lane = 0; lane < kLanes<P>; ++lane) {
     std::vector<double> values(n);
     for (int64_t i = 0; i < n; ++i) values[i] = all_d[i * kPairs + 1][lane];
     std::sort(values.begin(), values.end());
@@ -95,26 +91,57 @@ void check(int64_t n, Reduce reduce_with, Factor factor_with, Solve solve_with) 
   }
   for (const double smallest : {1e-6, -1e-6}) {
     fill(group, generator, smallest - 1);
-    expect(factor_with(group.matrix(), n, &scratch->re) == (smallest > 0), "Cholesky tells the sign of the least", n);
+    group.subtract_from(0);
+    group.subtract_from(0);
+    expect(group.has_cholesky() == (smallest > 0), "Cholesky tells the sign of the least", n);
   }
 }
 
-}  // namespace
+// Sums of cosines and sines with one coefficient each, against their definition.
+template <typename P>
+void check_combine(int64_t n, Processor processor) {
+  constexpr int64_t kPhases = 3;
+  std::mt19937 generator(n);
+  std::normal_distribution<double> normal;
+  HermitianGroup<P> group(n, processor);
+  std::vector<double> coefficients(group.entries() * (1 + 2 * kPhases));
+  for (double& coefficient : coefficients) coefficient = normal(generator);
+  Packed<P> cosines(kPhases), sines(kPhases);
+  for (int64_t s = 0; s < kPhases; ++s)
+    for (int lane = 0; lane < kLanes<P>; ++lane)
+      cosines[s][lane] = normal(generator), sines[s][lane] = normal(generator);
+  group.combine(coefficients.data(), kPhases, cosines.data(), sines.data());
+  double error = 0;
+  for (int64_t entry = 0; entry < group.entries(); ++entry)
+    for (int lane = 0; lane < kLanes<P>; ++lane) {
+      const double* from = coefficients.data() + entry * (1 + 2 * kPhases);
+      double re = from[0], im = 0;
+      for (int64_t s = 0; s < kPhases; ++s) {
+        re += from[1 + 2 * s] * cosines[s][lane];
+        im += from[2 + 2 * s] * sines[s][lane];
+      }
+      error = std::max(
+          {error, std::abs(group.matrix()[entry].re[lane] - re), std::abs(group.matrix()[entry].im[lane] - im)});
+    }
+  expect(error <= 1e-14, "entries are sums of cosines and sines", n);
+}
 
-int main() {
-  for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 64}) {
-    check(n, reduce_baseline, factor_baseline, solve_baseline);
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (kProcessor != Processor::baseline) check(n, reduce_avx2, factor_avx2, solve_avx2);
-    if (kProcessor == Processor::avx512) check(n, reduce_avx512, factor_avx512, solve_avx512);
-#endif
+template <typename P>
+void check_all() {
+  for (const Processor processor : {Processor::baseline, Processor::avx2, Processor::avx512}) {
+    const bool wide = kLanes<P> == 8;
+    if (processor > kProcessor || wide != (processor == Processor::avx512)) continue;
+    for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 64}) {
+      check<P>(n, processor);
+      check_combine<P>(n, processor);
+    }
   }
   // Matrices whose reduction and iteration meet zeros: multiples of the identity, and nothing at all.
   for (const double value : {0.0, 2.5}) {
-    HermitianGroup group(6);
-    for (int64_t i = 0; i < group.entries(); ++i) group.matrix()[i] = Entry{splat(0), splat(0)};
-    for (int64_t i = 0; i < 6; ++i) group.matrix()[entry_index(i, i)].re = splat(value);
-    Packed<Pack> d(6), e(6), all_d(6 * kPairs), all_e(6 * kPairs);
+    HermitianGroup<P> group(6);
+    for (int64_t i = 0; i < group.entries(); ++i) group.matrix()[i] = Entry<P>{};
+    group.subtract_from(value);
+    Packed<P> d(6), e(6), all_d(6 * kPairs), all_e(6 * kPairs);
     group.tridiagonalize(d.data(), e.data());
     for (int64_t i = 0; i < 6; ++i)
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -124,5 +151,12 @@ int main() {
     expect(tridiagonal_eigenvalues_of_pairs(all_d.data(), all_e.data(), 6), "converges at once", 6);
     for (int64_t i = 0; i < 6; ++i) expect(all_d[i * kPairs][0] == value, "the diagonal is kept", 6);
   }
+}
+
+}  // namespace
+
+int main() {
+  check_all<Pack4>();
+  if (kProcessor == Processor::avx512) check_all<Pack8>();
   return failures != 0;
 }
