@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 CPP    := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
+FORMAT := $(CPP) $(wildcard benchmarks/*.cpp tests/native/*.cpp)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-full bench docs soak gpu-check cuda-build-check lint format clean
@@ -49,12 +50,12 @@ lint: setup  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/clang-format --dry-run --Werror $(FORMAT)
 
 format: setup  ## let ruff and clang-format rewrite the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(FORMAT)
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) .venv-cuda gpu-check build dist demo *.egg-info iresnet_fast/*.so .pytest_cache .mypy_cache .ruff_cache

@@ -173,7 +173,7 @@ def _held_against_ceilings(work: Work | None, device: torch.device) -> dict[str,
         "flops": work.flops,
         "bytes": work.bytes,
         "dtype": str(work.dtype).removeprefix("torch."),
-        "flops_per_s": machine.matrix_rate(device.type, threads, work.dtype),
+        "flops_per_s": machine.rate(device.type, threads, work.dtype),
         "bytes_per_s": machine.bandwidth(device.type, threads),
     }
 

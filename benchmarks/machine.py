@@ -9,9 +9,11 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ import torch
 import iresnet_fast
 
 _ROOT = Path(__file__).parent.parent
+_SOURCE = Path(__file__).with_name("multiply_adds.cpp")
 # Written before every timed run, so that no provider finds its inputs in a cache. Larger than any last level here.
 _FLUSH_BYTES = {"cpu": 96 << 20, "cuda": 256 << 20}
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
@@ -143,10 +146,44 @@ def matrix_rate(kind: str, threads: int, dtype: torch.dtype) -> float:
         return 2 * n**3 / best_time(lambda: a @ b, device)
 
 
+@functools.cache
+def _multiply_adds() -> ctypes.CDLL | None:
+    """The loop of multiply-adds in registers, compiled for this processor; None without a compiler."""
+    with TemporaryDirectory() as folder:
+        library = Path(folder) / "multiply_adds.so"
+        command = ["c++", "-O2", "-march=native", "-shared", "-fPIC", "-Wno-psabi", "-o", str(library)]
+        try:
+            subprocess.run([*command, str(_SOURCE)], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return ctypes.CDLL(str(library))
+
+
+@functools.cache
+def vector_rate(threads: int, dtype: torch.dtype) -> float:
+    """Measured rate of multiply-adds in a CPU's registers, floating-point operations per second; 0 without a compiler.
+
+    A matrix product need not come near it: BLAS may not use all that a processor of another maker has.
+    """
+    library, rounds = _multiply_adds(), 2_000_000
+    if library is None:
+        return 0.0
+    run = getattr(library, str(dtype).removeprefix("torch."))
+    run.argtypes, run.restype = [ctypes.c_long], ctypes.c_float if dtype == torch.float32 else ctypes.c_double
+    operations = 2 * threads * rounds * library.per_round(dtype.itemsize)
+    with ThreadPoolExecutor(threads) as pool:
+        return operations / best_time(lambda: list(pool.map(run, [rounds] * threads)), torch.device("cpu"))
+
+
+def rate(kind: str, threads: int, dtype: torch.dtype) -> float:
+    """The highest that was measured, of a matrix product and on a CPU in registers, operations per second."""
+    return max(matrix_rate(kind, threads, dtype), vector_rate(threads, dtype) if kind == "cpu" else 0.0)
+
+
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Copy bandwidth (bytes/s) and matrix rate per dtype (operations/s), with torch's number of threads."""
+    """Copy bandwidth (bytes/s) and highest rate per dtype (operations/s), with torch's number of threads."""
     kind, threads = device.type, torch.get_num_threads()
-    rates = {str(dtype).removeprefix("torch."): matrix_rate(kind, threads, dtype) for dtype in _DTYPES[kind]}
+    rates = {str(dtype).removeprefix("torch."): rate(kind, threads, dtype) for dtype in _DTYPES[kind]}
     return {"copy": bandwidth(kind, threads), **rates}
 
 

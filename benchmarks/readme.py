@@ -144,7 +144,8 @@ Without a name every case is measured: with `--quick` small problems in minutes,
 provider is compared with a float64 oracle first: one that is not exact enough is not timed. Providers then run in turn
 on fresh inputs, with cold caches; times are medians. A speed-up is over the first line of its problem that has a time.
 "Of floor" is the time over the least that the stated work can take at the machine's own ceilings, measured in the same
-run. Of a promise, *must* is what we hold ourselves to and *aim* what we are after: least values where they end in ×,
+run: copies of memory, and matrix products or, on a CPU, multiply-adds in registers, whichever are faster.
+Of a promise, *must* is what we hold ourselves to and *aim* what we are after: least values where they end in ×,
 largest ones otherwise.
 """
 

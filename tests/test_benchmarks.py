@@ -1,6 +1,7 @@
 """The harness: exact before fast, one schema, promises judged; the README shows what the result files say."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,13 @@ def problem(**changes):
         **changes,
     }
     return Problem(**settings)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
+def test_ceilings_are_what_a_thread_can_do_not_what_blas_does():
+    single, double = (machine.vector_rate(1, dtype) for dtype in (torch.float32, torch.float64))
+    assert 1.2 * double < single < 3.5 * double
+    assert machine.rate("cpu", 1, torch.float32) >= max(single, machine.matrix_rate("cpu", 1, torch.float32))
 
 
 @pytest.fixture(scope="module")
