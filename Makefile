@@ -19,8 +19,8 @@ demo: setup  ## train, certify and invert a small network; writes demo/report.ht
 test: setup  ## the tests a contributor runs all day (under 5 minutes)
 	$(BIN)/pytest
 
-test-full: setup  ## the slow tests: installs with and without a compiler
-	$(BIN)/pytest -m "full and not gpu" --timeout 900
+test-full: setup  ## the slow tests: installs, documents, sanitizers, jobs that are killed once (ten minutes)
+	$(BIN)/pytest -m "full and not gpu and not soak" --timeout 900
 
 bench: setup  ## every benchmark on this machine (python -m benchmarks --help for less)
 	$(BIN)/python -m benchmarks
@@ -28,7 +28,8 @@ bench: setup  ## every benchmark on this machine (python -m benchmarks --help fo
 docs: setup  ## the site, in build/docs; a warning is an error
 	$(BIN)/sphinx-build -W -q -b html docs build/docs
 
-soak: setup  ## kill jobs over files at random moments for ten minutes, and check what comes of them
+soak: setup  ## kill training and jobs over files, by every engine and at random moments (a quarter of an hour)
+	$(BIN)/pytest -m "soak and not gpu" --timeout 900
 	$(BIN)/python -m benchmarks.soak --minutes 10
 
 # make gpu-check PYTHON=python3 uses that interpreter as it is; it needs no network then.

@@ -123,7 +123,7 @@ def check(job, out):
     assert not list(out.rglob("*.part"))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["local", *(pytest.param(name, marks=pytest.mark.soak) for name in ENGINES[1:])])
 def test_killed_at_random_moments_five_times(job, tmp_path, engine):
     chance, done = random.Random(engine), [0]
     for attempt in range(5):
@@ -139,6 +139,7 @@ def test_killed_at_random_moments_five_times(job, tmp_path, engine):
     assert list((job / "home").iterdir()) == []
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("engine", ["torchrun", "ray"])
 def test_a_worker_that_is_killed(job, tmp_path, engine):
     """Ray replaces it; torchrun ends the others, and the same command goes on."""
@@ -154,6 +155,7 @@ def test_a_worker_that_is_killed(job, tmp_path, engine):
     check(job, tmp_path / "out")
 
 
+@pytest.mark.soak
 def test_torchrun_replaces_a_worker_where_it_is_told_to(job, tmp_path):
     process = start("torchrun", job, tmp_path / "out", restarts=2)
     _wait_for_shards(process, tmp_path / "out", 3)
@@ -163,6 +165,7 @@ def test_torchrun_replaces_a_worker_where_it_is_told_to(job, tmp_path):
     check(job, tmp_path / "out")
 
 
+@pytest.mark.soak
 def test_a_worker_that_cannot_read_lets_the_others_finish(job, tmp_path):
     (tmp_path / "net").symlink_to(job / "net")
     for part in range(3):
@@ -269,6 +272,7 @@ def test_bad_samples_and_empty_files(job, tmp_path, engine):
     assert [row["id"] for row in failures] == ["s0", "s500", "s999"]
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
     """Ten times the samples are 400 MB more to read, and as many to write."""
     peaks = []

@@ -366,6 +366,7 @@ def program(tmp_path, **changes):
 
 
 @pytest.mark.full
+@pytest.mark.soak
 def test_ten_kills_at_random_moments(tmp_path):
     """kill -9, and resume: the weights of a run that nobody disturbed, bit for bit."""
     script = program(tmp_path, epochs=24, checkpoint_every=2)
