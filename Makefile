@@ -19,7 +19,7 @@ demo: setup  ## train, certify and invert a small network; writes demo/report.ht
 test: setup  ## the tests a contributor runs all day (under 5 minutes)
 	$(BIN)/pytest
 
-test-full: setup  ## the slow tests: installs, documents, sanitizers, jobs that are killed once (ten minutes)
+test-full: setup  ## the slow tests: installs, documents, sanitizers, killed jobs (under 20 minutes)
 	$(BIN)/pytest -m "full and not gpu and not soak" --timeout 900
 
 bench: setup  ## every benchmark on this machine (python -m benchmarks --help for less)

@@ -16,7 +16,7 @@ class Work:
 
     Attributes:
         flops: floating-point operations.
-        dtype: of the matrix rate that they run at.
+        dtype: of the rate that they run at.
         bytes: read from and written to memory.
     """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -151,7 +153,16 @@ def _multiply_adds() -> ctypes.CDLL | None:
     """The loop of multiply-adds in registers, compiled for this processor; None without a compiler."""
     with TemporaryDirectory() as folder:
         library = Path(folder) / "multiply_adds.so"
-        command = ["c++", "-O2", "-march=native", "-shared", "-fPIC", "-Wno-psabi", "-o", str(library)]
+        command = [
+            *shlex.split(os.environ.get("CXX", "c++")),
+            "-O2",
+            "-march=native",
+            "-shared",
+            "-fPIC",
+            "-Wno-psabi",
+            "-o",
+            str(library),
+        ]
         try:
             subprocess.run([*command, str(_SOURCE)], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):

@@ -8,7 +8,12 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 
-constexpr int kChains = 12;  // more than a multiply-add takes cycles, times how many start in one
+// More than a multiply-add takes cycles, times how many start in one; no more than there are registers.
+#if defined(__aarch64__)
+constexpr int kChains = 24;
+#else
+constexpr int kChains = 12;
+#endif
 
 // The result keeps the rounds from being left out.
 template <typename T>
@@ -17,7 +22,7 @@ T multiply_adds(long rounds) {
   Vector sum[kChains], factor = Vector{} + T(0.999), term = Vector{} + T(1e-3);
   for (int i = 0; i < kChains; ++i) sum[i] = Vector{} + T(i);
   for (long round = 0; round < rounds; ++round)
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < kChains; ++i) sum[i] = sum[i] * factor + term;
   T result = 0;
   for (int i = 0; i < kChains; ++i) result += sum[i][0];

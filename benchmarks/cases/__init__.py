@@ -1,4 +1,4 @@
-"""The cases: every module here with a ``CASE`` is one, by the module's name."""
+"""The cases: every module here has a ``CASE``, which goes by the module's name."""
 
 from importlib import import_module
 from pkgutil import iter_modules

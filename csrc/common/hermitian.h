@@ -72,7 +72,7 @@ IRESNET_FAST_INLINE void add_conjugate_product(Entry<P>& a, const Entry<P>& b, c
   a.im += b.re * c.im - b.im * c.re;
 }
 
-// Scratch of one tridiagonalisation: five vectors of entries.
+// Scratch of one tridiagonalisation: four vectors of entries.
 template <typename P>
 struct TridiagonalScratch {
   Entry<P>*u, *q;     // the rank-two update that is still to be applied, A -= q u^H + u q^H
@@ -236,7 +236,7 @@ IRESNET_FAST_INLINE bool tridiagonal_eigenvalues(P* d, P* e, int64_t n) {
   return true;
 }
 
-// Entries (i .. i+1, j .. j+1) of the Cholesky factor L of A = L L^H, rows i >= j + 2 given to column j.
+// Rows x Columns entries from (i, j) on of the Cholesky factor L of A = L L^H, rows i >= j + Columns given to column j.
 template <int Rows, int Columns, typename P>
 IRESNET_FAST_INLINE void cholesky_tile(Entry<P>* a, int64_t i, int64_t j, const P* inverse_diagonal) {
   Entry<P> sum[Rows][Columns];

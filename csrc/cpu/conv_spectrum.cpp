@@ -27,11 +27,13 @@ namespace {
 // Matrices of a larger order leave the caches, where LAPACK's blocked reduction is faster.
 constexpr int64_t kLargestOrder = 640;
 
-// How many items are less than a second's work up to order 640, and some for each thread; a multiple of a number.
-int64_t items_of_a_slice(double flops_each, int64_t multiple_of) {
-  constexpr double kSliceFlops = 1e10;
-  const int64_t items = std::max<int64_t>(at::get_num_threads(), static_cast<int64_t>(kSliceFlops / flops_each));
-  return (items + multiple_of - 1) / multiple_of * multiple_of;
+// How many items are less than a second's work up to order 640, and hold no more memory than the caches; as many for
+// each thread.
+int64_t items_of_a_slice(double flops_each, int64_t bytes_each) {
+  constexpr double kSliceFlops = 1e10, kSliceBytes = 16 << 20;
+  const int64_t threads = at::get_num_threads();
+  const auto items = static_cast<int64_t>(std::min(kSliceFlops / flops_each, kSliceBytes / bytes_each));
+  return std::max<int64_t>(1, items / threads) * threads;
 }
 
 // Parallel over [0, count) in slices, between which Ctrl-C is heard.
@@ -85,13 +87,13 @@ template <typename P>
 void values_by_gram(const GramSource& source, const DistinctFrequencies& distinct, int64_t channels, double* out) {
   const FrequencyGroups frequencies(distinct, kLanes<P>);
   const int64_t n = source.order(), items = frequencies.size() * channels;
-  const int64_t slice = items_of_a_slice(kLanes<P> * eigenvalue_flops(n), kPairs);
+  const int64_t slice = items_of_a_slice(kLanes<P> * eigenvalue_flops(n), 2 * n * sizeof(P) + sizeof(Reduced<P>));
   std::atomic<bool> wrong{false};
   // Of the items of a slice: the diagonals of the reduced matrices, interleaved by pairs.
   const int64_t held = (std::min(slice, items) + kPairs - 1) / kPairs * kPairs;
   Packed<P> d(held * n), e(held * n);
   Packed<Reduced<P>> reduced(held);
-  for (int64_t first = 0; first < items; first += slice) {
+  for (int64_t first = 0; first < items && !wrong; first += slice) {
     const int64_t count = std::min(slice, items - first);
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       const at::NoGradGuard no_grad;

@@ -1,3 +1,4 @@
+// The batched Hermitian algorithms for each kind of processor.
 #include "cpu/hermitian.h"
 
 #include <algorithm>

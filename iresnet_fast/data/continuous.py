@@ -65,12 +65,12 @@ def centered(images: Tensor, n_levels: int = 256) -> Tensor:
 
 
 def _integers(images: Tensor, n_levels: int, taker: str) -> Tensor:
-    """As int64: not every operation takes every integer."""
+    """The same images, if they are integers in [0, n_levels)."""
     if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
         raise TypeError(f"{taker} takes integers, got {images.dtype}")
-    images = images.to(torch.int64)
-    if images.numel():
-        low, high = (int(end) for end in torch.aminmax(images))
+    possible = torch.iinfo(images.dtype)
+    if images.numel() and (possible.min < 0 or possible.max >= n_levels):  # else there is nothing to look for
+        low, high = (int(end) for end in torch.aminmax(images.to(torch.int64)))  # which not every integer has
         if low < 0 or high >= n_levels:
             raise ValueError(f"integers of {n_levels} levels are in [0, {n_levels - 1}], got {low} to {high}")
     return images

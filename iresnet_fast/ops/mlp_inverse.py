@@ -114,7 +114,7 @@ def mlp_inverse_obstacle(y: Tensor, weights: Sequence[Tensor]) -> str | None:
     return obstacle(widths, y.dtype)
 
 
-# Each thread has 24 rows in its lanes, or 12 in float64: seven times the width of them.
+# Each thread has up to 48 rows in its lanes, and seven times the width of them: 22 MB.
 _MAX_WIDTH = 1 << 14
 _COMPILED_DTYPES = (torch.float32, torch.float64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -45,8 +46,8 @@ def fewest_iterations(chain: Iterable[nn.Module], z: Tensor, error_of: Callable[
         error: to come near to.
     """
     chain, errors = list(chain), list[float]()
-    for n in range(1, PAPER_ITERATIONS):
+    for n in range(1, PAPER_ITERATIONS + 1):
         errors.append(error_of(papers_inverse(chain, z, n)))
         if errors[-1] <= 1.1 * error:
             return n
-    return 1 + errors.index(min(errors))
+    return 1 + min(range(PAPER_ITERATIONS), key=lambda index: math.inf if math.isnan(errors[index]) else errors[index])

@@ -23,7 +23,8 @@ torch.manual_seed(0)
 for shape, size, options in [
     ((4, 3, 3, 3), (6, 5), {}), ((3, 5, 2, 4), (7, 7), {"dilation": 2}), ((6, 2, 3, 3), (4, 6), {"groups": 2}),
     ((5, 4, 3, 3), (6, 6), {"stride": 2}), ((2, 2, 9), (5,), {}), ((3, 2, 2, 2, 2), (3, 3, 2), {}),
-    ((70, 33, 1, 1), (4, 4), {}), ((1, 1, 1), (1,), {}),
+    ((70, 33, 1, 1), (4, 4), {}), ((1, 1, 1), (1,), {}), ((4, 3, 3, 3), (13, 13), {}),
+    ((6, 2, 3, 3), (26, 26), {"stride": 2, "groups": 3}),
 ]:
     weight = torch.randn(shape, dtype=torch.float64)
     values = irf.conv_singular_values(weight, size, **options)
@@ -36,7 +37,8 @@ for shape, size, options in [
         proven = torch.ops.iresnet_fast.conv_norm_below(*unit, options.get("groups", 1), tau, 1e-12)
         assert bool(proven) == (tau > norm), (shape, tau, norm)
 layers = [(5, 3, 6, 7, 6, 7, 3, 3, 1, 1), (9, 7, 1, 1, 1, 1, 1, 1, 0, 0), (4, 6, 6, 6, 7, 3, 2, 4, 1, 0),
-          (1, 2, 2, 2, 2, 2, 5, 5, 2, 2)]
+          (1, 2, 2, 2, 2, 2, 5, 5, 2, 2), (16, 16, 8, 8, 8, 8, 3, 3, 1, 1), (40, 26, 7, 9, 7, 9, 3, 3, 1, 1),
+          (4, 9, 40, 40, 40, 40, 3, 3, 1, 1)]
 weights, u, v = [], [], []
 for c_in, c_out, h_in, w_in, h_out, w_out, kh, kw, *_ in layers:
     weights.append(torch.randn(c_out, c_in, kh, kw))
@@ -44,8 +46,8 @@ for c_in, c_out, h_in, w_in, h_out, w_out, kh, kw, *_ in layers:
     v.append(torch.randn(c_in, h_in, w_in))
 sizes = [number for layer in layers for number in layer]
 for n in (0, 3):
-    found = torch.ops.iresnet_fast.power_iteration_cpu(weights, u, v, [0.5] * 4, sizes, n)
-    out = torch.ops.iresnet_fast.power_iteration_backward_cpu(weights, *found, [0.5] * 4, sizes)
+    found = torch.ops.iresnet_fast.power_iteration_cpu(weights, u, v, [0.5] * len(layers), sizes, n)
+    out = torch.ops.iresnet_fast.power_iteration_backward_cpu(weights, *found, [0.5] * len(layers), sizes)
     assert all(bool(part.isfinite().all()) for part in (*found, out))
 from iresnet_fast.reference.branches import ACTIVATIONS
 for dtype in (torch.float32, torch.float64):
@@ -94,7 +96,14 @@ def test_extension(tmp_path):
         "--build-temp",
         objects,
     ]
-    environment = {**os.environ, "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": flags, "CXX": str(compiler), "MAX_JOBS": "2"}
+    environment = {
+        **os.environ,
+        "CFLAGS": flags,
+        "CXXFLAGS": flags,
+        "LDFLAGS": flags,
+        "CXX": str(compiler),
+        "MAX_JOBS": "2",
+    }
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
     (library,) = (build / "iresnet_fast").glob("*.so")
     assert b"__asan_init" in library.read_bytes()

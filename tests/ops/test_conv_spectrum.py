@@ -54,12 +54,19 @@ def check_against_dense(weight, size, stride, dilation, groups, driver, toleranc
         ((2, 3, 3), (8,)),
         ((2, 2, 3, 2, 3), (3, 4, 2)),
         ((1, 1, 3, 3), (1, 1)),
+        ((3, 4, 3, 3), (13, 13)),  # an odd number of groups of frequencies
     ],
 )
 def test_matches_dense_operator(device, driver, shape, size):
     weight = torch.randn(shape, dtype=torch.float64, device=device)
     ones = (1,) * len(size)
     check_against_dense(weight, size, ones, ones, 1, driver)
+
+
+@pytest.mark.parametrize("driver", ["gram", "svd"])
+def test_many_frequencies_with_stride_and_groups(driver):
+    weight = torch.randn(6, 2, 3, 3, dtype=torch.float64)
+    check_against_dense(weight, (26, 26), (2, 2), (1, 1), 3, driver)
 
 
 @given(st.data())

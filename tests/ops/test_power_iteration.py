@@ -43,6 +43,9 @@ PLAIN = [
     ((9, 6, 1, 1), geometry((5, 4), padding=0)),
     ((1, 1), None),
     ((6, 5, 5, 5), geometry((5, 5), padding=2)),
+    # Whole tiles of the widest vectors, and what is left beside them.
+    ((16, 16, 3, 3), geometry((8, 8))),
+    ((26, 40, 3, 3), geometry((7, 9))),
 ]
 
 

@@ -45,8 +45,7 @@ def no_leftovers():
     """A test that fails leaves nothing at work beside the next one."""
     yield
     for process in _STARTED:
-        if process.poll() is None:
-            kill(process)
+        kill(process)
     _STARTED.clear()
 
 
@@ -85,7 +84,8 @@ def finish(engine, folder, out, *more, expect=0, **options):
 
 def kill(process):
     """The process, and workers that were too young to know that they end with it: they would do all that is left."""
-    os.killpg(process.pid, signal.SIGKILL)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
     out = process.args[process.args.index("--output") + 1]
     for pid, (_, line) in _processes().items():
         if f"--output {out} " in line:
