@@ -381,13 +381,12 @@ def _power_iteration_backward(
     geometries: list[int],
 ) -> Tensor:
     layers = decode(geometries)
-    us, vs = _split_vectors(u, v, grads, layers)
-    weights = split(normalized, grads)
 
     def run(backend: str, members: list[int], sizes: list[_Sizes]) -> Tensor:
         own, flat, flat_u, flat_v, norms, bounds = grads, normalized, u, v, sigma, coeff
         if len(members) < len(grads):
-            flat, flat_u, flat_v = (torch.cat([parts[i].reshape(-1) for i in members]) for parts in (weights, us, vs))
+            separate = (split(normalized, grads), *_split_vectors(u, v, grads, layers))
+            flat, flat_u, flat_v = (torch.cat([parts[i].reshape(-1) for i in members]) for parts in separate)
             own, norms, bounds = [grads[i] for i in members], sigma[members], [coeff[i] for i in members]
         if backend == "extension":
             numbers = [*itertools.chain(*sizes)]
