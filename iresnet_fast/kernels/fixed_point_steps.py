@@ -115,20 +115,24 @@ def advance_kernel(
     base = sample.to(tl.int64) * numel
     block = tl.program_id(1) * chunk
     end = tl.minimum(block + chunk, numel)
+    # Where the elements end that are written: at once, where none is.
+    end_solved = tl.where(stops, end, 0)
+    end_next = tl.where(goes_on, end, 0)
+    end_taken = tl.where(goes_on & taken, end, 0)
     while block < end:
         element = block + tl.arange(0, BLOCK)
         inside, at = element < end, base + element
         step = tl.load(following + at, mask=inside, other=0.0)
         old = tl.load(x + at, mask=inside, other=0.0)
-        tl.store(solution + at, step if PROVEN else old, mask=inside & stops)
+        tl.store(solution + at, step if PROVEN else old, mask=element < end_solved)
         if MIXING:
             aim = tl.load(target + at, mask=inside, other=0.0)
             new = tl.where(is_mixed, step + theta * (aim - step), step)
-            tl.store(x + at, tl.where(taken, new, aim), mask=inside & goes_on)
-            tl.store(target + at, step, mask=inside & goes_on & taken)
-            tl.store(before + at, step - old, mask=inside & goes_on & taken)
+            tl.store(x + at, tl.where(taken, new, aim), mask=element < end_next)
+            tl.store(target + at, step, mask=element < end_taken)
+            tl.store(before + at, step - old, mask=element < end_taken)
         else:
-            tl.store(x + at, step, mask=inside & goes_on)
+            tl.store(x + at, step, mask=element < end_next)
         block += BLOCK
 
 
