@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 import iresnet_fast
+from iresnet_fast import _extension
 
 _ROOT = Path(__file__).parent.parent
 _SOURCE = Path(__file__).with_name("multiply_adds.cpp")
@@ -44,6 +45,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "iresnet_fast": iresnet_fast.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "vectors": _extension.build_info().get("vectors") if device.type == "cpu" else None,
         "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
