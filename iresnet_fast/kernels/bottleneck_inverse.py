@@ -189,21 +189,23 @@ def bottleneck_inverse_kernel(
                 MIXING,
             )
             tl.debug_barrier()
-            stops = tl.load(flags + STOPS) == 1
+            # Where the elements end that are written: at once, where none is.
+            end_solved = tl.where(tl.load(flags + STOPS) == 1, size, 0)
+            end_taken = tl.where(tl.load(flags + TAKEN) == 1, size, 0) if MIXING else 0
             e0 = 0
             while e0 < size:
                 e = e0 + tl.arange(0, ROWS * OUTPUTS)
                 inside = e < size
                 step = tl.load(following + e, mask=inside, other=0.0)
                 old = tl.load(x + e, mask=inside, other=0.0)
-                tl.store(solution + e, step if PROVEN else old, mask=inside & stops)
+                tl.store(solution + e, step if PROVEN else old, mask=e < end_solved)
                 if MIXING:
                     taken, is_mixed = tl.load(flags + TAKEN) == 1, tl.load(flags + IS_MIXED) == 1
                     aim = tl.load(target + e, mask=inside, other=0.0)
                     new = tl.where(is_mixed, step + tl.load(numbers + THETA) * (aim - step), step)
                     tl.store(x + e, tl.where(taken, new, aim), mask=inside)
-                    tl.store(target + e, step, mask=inside & taken)
-                    tl.store(before + e, step - old, mask=inside & taken)
+                    tl.store(target + e, step, mask=e < end_taken)
+                    tl.store(before + e, step - old, mask=e < end_taken)
                 else:
                     tl.store(x + e, step, mask=inside)
                 e0 += ROWS * OUTPUTS
