@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/power_iteration_gradient.h"
 #include "cpu/power_iteration_layer.h"
 
 namespace iresnet_fast {
