@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -155,19 +156,16 @@ def _multiply_adds() -> ctypes.CDLL | None:
     """The loop of multiply-adds in registers, compiled for this processor; None without a compiler."""
     with TemporaryDirectory() as folder:
         library = Path(folder) / "multiply_adds.so"
-        command = [
-            *shlex.split(os.environ.get("CXX", "c++")),
-            "-O2",
-            "-march=native",
-            "-shared",
-            "-fPIC",
-            "-Wno-psabi",
-            "-o",
-            str(library),
-        ]
+        compiler = shlex.split(os.environ.get("CXX", "c++"))
+        command = [*compiler, "-O2", "-march=native", "-shared", "-fPIC", "-Wno-psabi", "-o", str(library)]
         try:
             subprocess.run([*command, str(_SOURCE)], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
+            warnings.warn(
+                f"{' '.join(compiler)} does not compile {_SOURCE.name}: this CPU's ceilings are of matrix products "
+                "alone, and floors may be too slow. Remedy: a C++ compiler, or CXX",
+                stacklevel=2,
+            )
             return None
         return ctypes.CDLL(str(library))
 

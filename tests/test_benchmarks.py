@@ -58,6 +58,12 @@ def test_ceilings_are_what_a_thread_can_do_not_what_blas_does():
     assert machine.rate("cpu", 1, torch.float32) >= max(single, machine.matrix_rate("cpu", 1, torch.float32))
 
 
+def test_ceilings_without_a_compiler_say_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match=r"no-such-compiler does not compile multiply_adds.cpp.*matrix products alone"):
+        assert machine._multiply_adds.__wrapped__() is None
+
+
 @pytest.fixture(scope="module")
 def rows():
     return {row.provider: row for row in harness.measure("test", problem(), CPU, 0.1)}
