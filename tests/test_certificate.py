@@ -214,7 +214,7 @@ def test_foreign_link_in_a_chain_is_not_proven():
     chain = InvertibleSequential(Negate(), InvertibleResidualBlock(LipschitzMLP(2)))
     certificate = irf.certify(chain)
     assert not certificate.guaranteed
-    assert "Negate has a forward or inverse of its own" in certificate.obstacles[0]
+    assert "Negate is not an irf.nn.Bijection" in certificate.obstacles[0]
 
 
 def linear(scale, d=2):
@@ -309,12 +309,49 @@ def test_chain_is_certified_only_where_every_link_is_known():
     assert InvertibleSequential(irf.nn.ActNorm(2), block).eval().solve_inverse(torch.randn(3, 2)).certified.all()
 
 
+class Doubled(irf.nn.Bijection):
+    """A bijection of a user's own, with its constants."""
+
+    def forward(self, x):
+        return 2 * x
+
+    def inverse(self, y, **options):
+        return y / 2
+
+    def lipschitz(self):
+        return 2.0, 0.5
+
+
+class Stretched(Doubled):
+    def forward(self, x):
+        return 200 * x
+
+
+def test_a_bijection_states_its_own_constants():
+    block = block_of(linear(0.5))
+    certificate = irf.certify(InvertibleSequential(Doubled(), block))
+    assert certificate.guaranteed
+    assert certificate.lipschitz == pytest.approx(2 * (1 + certificate.blocks[0].lipschitz))
+    x = torch.randn(3, 2)
+    result = InvertibleSequential(Doubled(), block).solve_inverse(2 * x + block.g(2 * x))
+    assert result.certified.all()
+    assert ((result.x - x).norm(dim=1) <= result.error_bound).all()
+
+
+def test_constants_of_a_base_class_do_not_cover_another_forward():
+    block = block_of(linear(0.5))
+    irf.certify(block)
+    certificate = irf.certify(InvertibleSequential(Stretched(), block))
+    assert "Stretched has a forward or inverse of its own" in certificate.obstacles[0]
+    assert not InvertibleSequential(Stretched(), block).solve_inverse(torch.randn(3, 2)).certified.any()
+
+
 def test_actnorm_beyond_the_dtype_is_not_proven():
     for values in ([800.0, 0.0], [-110.0, 0.0], [float("nan"), 0.0]):
         norm = irf.nn.ActNorm(2).eval()
         with torch.no_grad():
             norm.log_scale.copy_(torch.tensor(values))
-        assert "not finite" in irf.certify(InvertibleSequential(norm, block_of(linear(0.5)))).obstacles[0]
+        assert "no finite constant" in irf.certify(InvertibleSequential(norm, block_of(linear(0.5)))).obstacles[0]
 
 
 def test_jumping_softplus_is_not_proven():

@@ -15,25 +15,19 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..nn import (
-    ActNorm,
+    Bijection,
     Bottleneck,
-    Center,
-    Flatten,
-    InjectivePad,
     InvertibleResidualBlock,
     InvertibleSequential,
     LipschitzMLP,
-    Logit,
     Split,
-    Squeeze,
     find_spectral_norm,
     frozen_state,
 )
-from ..nn.inspection import obstacle
+from ..nn.inspection import obstacle, stated_by
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
-_LINKS = (InvertibleResidualBlock, ActNorm, Squeeze, InjectivePad, Split, Flatten, Logit, Center)
 _CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 # enforce aims at least this far below coeff, so that rounding the weights to their dtype does not lift the norm above.
 _MARGIN = 1e-6
@@ -158,7 +152,7 @@ class _Link:
 
 def _chains(module: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
     """The outermost invertible chains and links in a model; what stands outside of them is not judged."""
-    if isinstance(module, (*_LINKS, InvertibleSequential)):
+    if isinstance(module, Bijection):
         return [(name or type(module).__name__, module)]
     children = [(key, child) for key, child in module._modules.items() if child is not None]
     return [found for key, child in children for found in _chains(child, f"{name}.{key}" if name else key)]
@@ -175,7 +169,9 @@ def _links(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _link(name: str, module: nn.Module) -> _Link:
-    known = next((kind for kind in _LINKS if isinstance(module, kind)), nn.Module)
+    if not isinstance(module, Bijection):
+        return _Link(None, None, (f"{name}: not proven: {type(module).__name__} is not an irf.nn.Bijection",))
+    known = next((kind for kind in (InvertibleResidualBlock, Split) if isinstance(module, kind)), stated_by(module))
     if reason := obstacle(module, known):
         return _Link(None, None, (f"{name}: not proven: {reason}",))
     if isinstance(module, InvertibleResidualBlock):
@@ -191,17 +187,13 @@ def _link(name: str, module: nn.Module) -> _Link:
             )
             return _Link(1 + bound, None, (too_large,), (block,))
         return _Link(1 + bound, 1 / (1 - bound), (), (block,))
-    if isinstance(module, ActNorm):
-        bounds = (float(module.log_scale.exp().max()), float((-module.log_scale).exp().max()))
-        if not (all(map(math.isfinite, bounds)) and bool(torch.isfinite(module.bias).all())):
-            return _Link(None, None, (f"{name}: not proven: ActNorm's scale, its inverse or its bias is not finite",))
-        return _Link(*bounds)
-    if isinstance(module, Logit):
-        # Towards the ends of its interval it is as steep as one likes.
-        return _Link(None, 0.25 / (1 - 2 * module.alpha))
     if isinstance(module, Split):
         return _split(name, module)
-    return _Link(1.0, 1.0)
+    bounds = module.lipschitz()
+    if bounds[1] is None:
+        none = f"{type(module).__name__}.lipschitz() gives no finite constant of its inverse"
+        return _Link(None, None, (f"{name}: not proven: {none}",))
+    return _Link(*bounds)
 
 
 def _split(name: str, split: Split) -> _Link:

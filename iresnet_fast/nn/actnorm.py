@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -59,6 +60,13 @@ class ActNorm(Bijection):
         self._check(y)
         shape = self._broadcast(y)
         return y * (-self.log_scale).exp().view(shape) - self.bias.view(shape)
+
+    @torch.no_grad()
+    def lipschitz(self) -> tuple[float | None, float | None]:
+        """The largest scale, and the inverse of the smallest."""
+        bounds = float(self.log_scale.exp().max()), float((-self.log_scale).exp().max())
+        finite = all(map(math.isfinite, bounds)) and bool(torch.isfinite(self.bias).all())
+        return bounds if finite else (None, None)
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """H·W·Σ log_scale, exactly."""

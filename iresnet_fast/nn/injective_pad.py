@@ -80,6 +80,10 @@ class InjectivePad(Bijection):
             raise ValueError(f"InjectivePad.inverse needs more than {self.channels} channels, got {y.shape[1]}")
         return kept
 
+    def lipschitz(self) -> tuple[float, float]:
+        """An isometry."""
+        return 1.0, 1.0
+
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """There is none.
 

@@ -35,6 +35,13 @@ class Bijection(nn.Module):
             What ``forward`` returns, and a :class:`LogDet` with values of shape (B,).
         """
 
+    def lipschitz(self) -> tuple[float | None, float | None]:
+        """Proven Lipschitz constants of the map and of its inverse as it is now; None where there is no proof.
+
+        Override it to let ``certify`` and the error bounds of an inverse see through your own bijection.
+        """
+        return None, None
+
     def forward_and_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, Tensor]:
         """The image of x, and log|det J| there (B,); arguments as for :meth:`estimate_log_det`."""
         y, log_det = self.estimate_log_det(x, estimator)

@@ -62,6 +62,10 @@ class Logit(Bijection):
         p = p.clamp(4 * limits.eps if self.alpha else limits.tiny, 1 - 4 * limits.eps)
         return (p - self.alpha) / (1 - 2 * self.alpha)
 
+    def lipschitz(self) -> tuple[None, float]:
+        """Towards the ends of its interval the map is arbitrarily steep."""
+        return None, 0.25 / (1 - 2 * self.alpha)
+
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """Σ log((1 − 2α)/(p(1 − p))) with p = α + (1 − 2α)x, from y = logit(p), so that it does not cancel."""
         y = self(x)
@@ -94,6 +98,10 @@ class Center(Bijection):
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
         """[−½, ½] to [0, 1]; options are ignored."""
         return y + 0.5
+
+    def lipschitz(self) -> tuple[float, float]:
+        """An isometry."""
+        return 1.0, 1.0
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """A shift has log-determinant 0."""

@@ -12,27 +12,15 @@ from torch import Tensor, nn
 
 from ..estimators import Estimator, LogDet
 from ..solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
-from .actnorm import ActNorm
 from .frozen import frozen_state
 from .fuse import foreign_hooks
 from .injective_pad import InjectivePad
-from .inspection import has_own, obstacle
+from .inspection import has_own, obstacle, stated_by
 from .log_det import Bijection, apply_with_log_det, no_volume_change
-from .preprocessing import Center, Logit
 from .recompute import apply_recomputing
 from .residual_block import InvertibleResidualBlock, convolution_layout
-from .split import Flatten, Split
-from .squeeze import Squeeze
+from .split import Split
 
-# What an error in the output of a link grows to in its input, by type: the Lipschitz constant of its inverse.
-_INVERSE_LIPSCHITZ: dict[type[nn.Module], Callable[[Any], Tensor | float]] = {
-    ActNorm: lambda link: (-link.log_scale.detach()).exp().max(),
-    Center: lambda link: 1.0,
-    Flatten: lambda link: 1.0,
-    Logit: lambda link: 0.25 / (1 - 2 * link.alpha),
-    Squeeze: lambda link: 1.0,
-    InjectivePad: lambda link: 1.0,
-}
 Progress = Callable[[int, int, InverseResult], None]
 
 
@@ -219,9 +207,10 @@ class _ReverseRun:
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
         # Modules of ours take the options of an inverse; of others nothing is known.
         x: Tensor = link.inverse(y, **(self._options if isinstance(link, Bijection) else {}))  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
-        growth: Tensor | float = math.nan
-        if type(link) in _INVERSE_LIPSCHITZ and not obstacle(link, type(link)):
-            growth = _INVERSE_LIPSCHITZ[type(link)](link)
+        growth = math.nan
+        if isinstance(link, Bijection) and not obstacle(link, stated_by(link)):
+            constant = link.lipschitz()[1]
+            growth = math.nan if constant is None else constant
         if isinstance(link, InjectivePad):
             self.outside = self.outside | link.outside(y)
             # The true y has zeros in the appended channels: where these are farther off than y can be, there is none.

@@ -42,6 +42,10 @@ class Flatten(Bijection):
         _check_vectors(y, math.prod(self.in_shape))
         return y.reshape(len(y), *self.in_shape)
 
+    def lipschitz(self) -> tuple[float, float]:
+        """An isometry."""
+        return 1.0, 1.0
+
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """A change of shape has log-determinant 0."""
         return self(x), LogDet.exactly(no_volume_change(x))
