@@ -13,11 +13,15 @@ from torch.nn.utils import parametrize
 
 from ..ops._arguments import check_choice
 from ..ops._fixed_point import FixedPoint
-from ..ops._whole_block import missing_kernel
-from ..ops.bottleneck_inverse import OP as BOTTLENECK
-from ..ops.bottleneck_inverse import bottleneck_inverse, bottleneck_inverse_obstacle
-from ..ops.mlp_inverse import OP as MLP
-from ..ops.mlp_inverse import mlp_inverse, mlp_inverse_obstacle
+from ..ops.block_inverse import (
+    BOTTLENECK,
+    MLP,
+    bottleneck_inverse,
+    bottleneck_inverse_obstacle,
+    missing_kernel,
+    mlp_inverse,
+    mlp_inverse_obstacle,
+)
 from ..solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
 from .chain import CONVOLUTIONS, LINEAR, NoChainError, read_chain
 from .frozen import frozen_state, own_cache

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import iresnet_fast as irf
-from iresnet_fast.ops.bottleneck_inverse import OP
+from iresnet_fast.ops.block_inverse import BOTTLENECK as OP
 from iresnet_fast.reference.branches import ACTIVATIONS, chain
 from tests.tolerances import WHOLE_BLOCK
 

@@ -6,11 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import iresnet_fast as irf
-from iresnet_fast.ops._whole_block import _DEFAULTS
-from iresnet_fast.ops.mlp_inverse import OP
+from iresnet_fast.ops.block_inverse import _DEFAULTS
+from iresnet_fast.ops.block_inverse import MLP as OP
 from iresnet_fast.reference.branches import ACTIVATIONS, activate, chain
-from iresnet_fast.reference.mlp_inverse import mlp_inverse as reference
+from iresnet_fast.reference.fixed_point import iterate_to_tolerance
 from tests.tolerances import WHOLE_BLOCK
+
+
+def reference(y, x0, weights, biases, activations, parameters, **options):
+    return iterate_to_tolerance(lambda x: chain(x, weights, biases, activations, parameters), y, x0, **options)
+
 
 PARAMETERS = {"elu": (0.7, 0.0), "softplus": (2.0, 6.0), "lipswish": (1.3, 0.0)}
 
@@ -202,8 +207,8 @@ def test_bad_input(change, options, error, message):
 
 def test_odd_channels_under_maxmin():
     weights, biases, _, _ = perceptron((3, 5, 3), ("identity",) * 3, torch.float32)
-    for place, message in ((0, "got 3 before layer 0"), (1, "got 5 before layer 1"), (2, "got 3 after the last")):
+    for place, width in enumerate((3, 5, 3)):
         activations = ["identity"] * 3
         activations[place] = "maxmin"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"got {width} in activation {place}"):
             irf.ops.mlp_inverse(torch.randn(2, 3), weights, biases, activations)
