@@ -17,7 +17,7 @@ from ..nn import (
     Squeeze,
     fuse,
 )
-from ..nn.squeeze import SQUEEZE_ORDERS
+from ..nn.bijections.squeeze import SQUEEZE_ORDERS
 from .configuration import (
     Source,
     build_config,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..data import dequantize
 from ..estimators import Estimator, LogDet
 from ..nn import ActNorm, ChainInverseResult, frozen_state, fuse
-from ..nn.log_det import apply_with_log_det
-from ..nn.preprocessing import can_look
+from ..nn.bijections.base import apply_with_log_det
+from ..nn.bijections.preprocessing import can_look
 from .configuration import Source, build_config
 from .flow_config import FlowConfig
 from .flow_trunk import build_trunk

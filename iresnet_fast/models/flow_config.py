@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..nn.split import KEPT_HALVES
-from ..nn.squeeze import SQUEEZE_ORDERS
+from ..nn.bijections.split import KEPT_HALVES
+from ..nn.bijections.squeeze import SQUEEZE_ORDERS
 from .configuration import check_choices, check_counts, check_flags, check_numbers, check_stages, freeze_sequences
 
 _CHOICES = {

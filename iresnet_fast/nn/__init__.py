@@ -1,19 +1,19 @@
 """Drop-in layers and invertible modules."""
 
 from .activations import ACTIVATIONS, LipSwish, MaxMin
-from .actnorm import ActNorm
+from .bijections.actnorm import ActNorm
+from .bijections.base import Bijection
+from .bijections.injective_pad import InjectivePad
+from .bijections.preprocessing import Center, Logit
+from .bijections.split import Flatten, Split
+from .bijections.squeeze import Squeeze
 from .branches import Bottleneck, LipschitzMLP
 from .frozen import frozen_state
 from .fuse import fuse, fused_weights, is_fused, unfuse
-from .injective_pad import InjectivePad
-from .log_det import Bijection
-from .preprocessing import Center, Logit
-from .residual_block import InvertibleResidualBlock
-from .sequential import ChainInverseResult, InvertibleSequential
+from .residual.block import InvertibleResidualBlock
+from .residual.sequential import ChainInverseResult, InvertibleSequential
 from .spectral_layers import SpectralConv2d, SpectralLinear
 from .spectral_norm import SpectralNorm, find_spectral_norm, spectral_norm
-from .split import Flatten, Split
-from .squeeze import Squeeze
 
 __all__ = [
     "ACTIVATIONS",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .inspection import parts_of
 from .spectral_norm import SpectralNorm
-from .walk import parts_of
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..ops.power_iteration import power_iteration
-from .spectral_norm import SpectralNorm, check_input_size, check_sigma
-from .walk import parts_of
+from .inspection import parts_of
+from .spectral_norm import SpectralNorm, check_sigma
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -75,13 +75,6 @@ def fused_weights(module: nn.Module) -> Iterator[None]:
 def is_fused(module: nn.Module) -> bool:
     """Whether :func:`fuse` was called on this very module."""
     return any(isinstance(getattr(hook, "__self__", None), _Fusion) for hook in module._forward_pre_hooks.values())
-
-
-def foreign_hooks(module: nn.Module) -> list[Any]:
-    """Forward hooks of a module that may change what it computes: all but this package's own."""
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    own = (hook is check_input_size or isinstance(getattr(hook, "__self__", None), _Fusion) for hook in hooks)
-    return [hook for hook, is_own in zip(hooks, own, strict=True) if not is_own]
 
 
 class _Fusion:

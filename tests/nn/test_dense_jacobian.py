@@ -7,7 +7,7 @@ from torch import nn
 import iresnet_fast as irf
 from benchmarks.blocks import saturated
 from iresnet_fast.estimators import Exact
-from iresnet_fast.nn.dense_jacobian import image_and_jacobian
+from iresnet_fast.nn.residual.structure import image_and_jacobian
 from tests.helpers import jacobians
 from tests.tolerances import FLOAT64
 

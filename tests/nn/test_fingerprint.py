@@ -8,7 +8,7 @@ from torch import nn
 
 import iresnet_fast as irf
 from iresnet_fast import _extension
-from iresnet_fast.nn.fingerprint import fingerprint
+from iresnet_fast.nn.inspection import fingerprint
 
 
 def module():

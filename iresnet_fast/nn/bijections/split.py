@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..estimators import Estimator, LogDet
-from .log_det import Bijection, apply_with_log_det, no_volume_change
+from ...estimators import Estimator, LogDet
+from .base import Bijection, apply_with_log_det, no_volume_change
 
 KEPT_HALVES = ("first", "last")
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..solvers import NotConvergedError, autocast_settings, evaluation_precision, invert_residual, sample_norms
-from .frozen import Snapshot, frozen_state
-from .residual_block import InvertibleResidualBlock, convolution_layout
-from .whole_block import invert_branch
+from ...solvers import NotConvergedError, autocast_settings, evaluation_precision, invert_residual, sample_norms
+from ..frozen import Snapshot, frozen_state
+from .block import InvertibleResidualBlock, convolution_layout
+from .inverse import invert_branch
 
 # A block's input is recomputed to this many eps of its dtype, or as near as rounding allows: at most so many eps of the
 # precision that the branch is evaluated in.

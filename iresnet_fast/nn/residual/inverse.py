@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..ops._arguments import check_choice
-from ..ops._fixed_point import FixedPoint
-from ..ops.block_inverse import (
+from ...ops._arguments import check_choice
+from ...ops._fixed_point import FixedPoint
+from ...ops.block_inverse import (
     BOTTLENECK,
     MLP,
     bottleneck_inverse,
@@ -22,10 +22,10 @@ from ..ops.block_inverse import (
     mlp_inverse,
     mlp_inverse_obstacle,
 )
-from ..solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
-from .chain import CONVOLUTIONS, LINEAR, NoChainError, read_chain
-from .frozen import frozen_state, own_cache
-from .spectral_norm import SpectralNorm, find_spectral_norm
+from ...solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
+from ..frozen import frozen_state, own_cache
+from ..spectral_norm import SpectralNorm, find_spectral_norm
+from .structure import CONVOLUTIONS, LINEAR, NoChainError, read_chain
 
 _TOLERANCE = 1e-6
 # What iterates in low precision resolve, relative, a few times their floor; evaluations without progress at that floor.

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..estimators import Estimator, LogDet
-from .frozen import frozen_state
-from .fuse import foreign_hooks
+from ...estimators import Estimator, LogDet
+from ..frozen import frozen_state
+from ..inspection import foreign_hooks
 
 
 class Bijection(nn.Module):

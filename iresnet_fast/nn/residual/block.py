@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..estimators import Estimator, LogDet, check_same_shape, default_estimator
-from ..solvers import InverseResult, NotConvergedError, attach_gradient
-from .dense_jacobian import image_and_jacobian
-from .fingerprint import Fingerprint, fingerprint
-from .frozen import Snapshot, frozen_state
-from .fuse import fused_weights
-from .log_det import Bijection
-from .spectral_norm import SpectralNorm
-from .walk import parts_of
-from .whole_block import Branch, invert_branch, read_branch
+from ...estimators import Estimator, LogDet, check_same_shape, default_estimator
+from ...solvers import InverseResult, NotConvergedError, attach_gradient
+from ..bijections.base import Bijection
+from ..frozen import Snapshot, frozen_state
+from ..fuse import fused_weights
+from ..inspection import Fingerprint, fingerprint, parts_of
+from ..spectral_norm import SpectralNorm
+from .inverse import Branch, invert_branch, read_branch
+from .structure import image_and_jacobian
 
 
 class InvertibleResidualBlock(Bijection):

@@ -8,9 +8,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..estimators import Estimator, LogDet
-from ..solvers import sample_norms
-from .log_det import Bijection
+from ...estimators import Estimator, LogDet
+from ...solvers import sample_norms
+from .base import Bijection
 
 
 class InjectivePad(Bijection):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..estimators import Estimator, LogDet
-from .log_det import Bijection, no_volume_change
+from ...estimators import Estimator, LogDet
+from .base import Bijection, no_volume_change
 
 
 class Logit(Bijection):

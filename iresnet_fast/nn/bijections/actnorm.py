@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..estimators import Estimator, LogDet
-from .log_det import Bijection, sum_over_positions
+from ...estimators import Estimator, LogDet
+from .base import Bijection, sum_over_positions
 
 # A channel whose standard deviation is below this share of its size carries nothing to normalise: it keeps scale 1.
 _CONSTANT = 1e-3

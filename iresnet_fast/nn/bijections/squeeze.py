@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..estimators import Estimator, LogDet
-from .log_det import Bijection, no_volume_change
+from ...estimators import Estimator, LogDet
+from .base import Bijection, no_volume_change
 
 SQUEEZE_ORDERS = ("channel", "position")
 

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..estimators import Estimator, LogDet
-from ..solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
-from .frozen import frozen_state
-from .fuse import foreign_hooks
-from .injective_pad import InjectivePad
-from .inspection import has_own, obstacle, stated_by
-from .log_det import Bijection, apply_with_log_det, no_volume_change
+from ...estimators import Estimator, LogDet
+from ...solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
+from ..bijections.base import Bijection, apply_with_log_det, no_volume_change
+from ..bijections.injective_pad import InjectivePad
+from ..bijections.split import Split
+from ..frozen import frozen_state
+from ..inspection import foreign_hooks, has_own, obstacle, stated_by
+from .block import InvertibleResidualBlock, convolution_layout
 from .recompute import apply_recomputing
-from .residual_block import InvertibleResidualBlock, convolution_layout
-from .split import Split
 
 Progress = Callable[[int, int, InverseResult], None]
 
