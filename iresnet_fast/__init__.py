@@ -14,7 +14,7 @@ except ModuleNotFoundError:
 
 from . import compat, data, distributions, estimators, models, nn, ops, solvers, training
 from .certificate import Certificate, certify, enforce, layer_spectra, register_lipschitz, spectra_to_markdown
-from .nn import fuse, unfuse
+from .nn import fuse, settle, unfuse
 from .ops import conv_norm_bound, conv_norm_certified, conv_singular_values
 from .solvers import InverseResult, NotConvergedError
 
@@ -39,6 +39,7 @@ __all__ = [
     "nn",
     "ops",
     "register_lipschitz",
+    "settle",
     "solvers",
     "spectra_to_markdown",
     "training",

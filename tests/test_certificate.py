@@ -29,7 +29,7 @@ def block_of(*layers):
 
 
 def oversized(model, factor=3.0):
-    """A model whose normalised weights exceed coeff, as one power iteration a step can leave them."""
+    """A model in training whose normalized weights exceed coeff, as one power iteration a step can leave them."""
     for module in model.modules():
         norm = find_spectral_norm(module)
         if norm is not None:
@@ -37,8 +37,7 @@ def oversized(model, factor=3.0):
             with torch.no_grad():
                 original.mul_(factor)
                 norm._u.copy_(torch.randn_like(norm._u) / norm._u.numel() ** 0.5)
-            norm._fitted_to = (original.data_ptr(), original._version)
-    return model
+    return model.train()
 
 
 def test_bounds_are_never_below_the_dense_norms(device):

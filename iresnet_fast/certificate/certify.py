@@ -25,6 +25,7 @@ from ..nn import (
     frozen_state,
 )
 from ..nn.inspection import obstacle, stated_by
+from ..nn.weights import normalized_weights
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
@@ -73,9 +74,9 @@ def certify(model: nn.Module, *, progress: Progress | None = None) -> Certificat
             f"{type(model).__name__} contains no invertible module. Remedy: build it from irf.nn.InvertibleSequential "
             "and irf.nn.InvertibleResidualBlock"
         )
-    for module in model.modules():
-        if not module.training and find_spectral_norm(module):
-            _ = module.weight  # u and v are fitted to a changed weight here rather than at its next use
+    for weight in normalized_weights(model):
+        if not weight.training:
+            weight.settle()
     with frozen_state(model):
         parts = [part for chain in scope for part in _links(*chain)]
         links = []

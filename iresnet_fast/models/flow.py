@@ -14,7 +14,7 @@ from ..data import dequantize
 from ..estimators import Estimator, LogDet
 from ..nn import ActNorm, ChainInverseResult, frozen_state, fuse
 from ..nn.bijections.base import apply_with_log_det
-from ..nn.bijections.preprocessing import can_look
+from ..nn.inspection import can_look
 from .configuration import Source, build_config
 from .flow_config import FlowConfig
 from .flow_trunk import build_trunk
@@ -293,7 +293,7 @@ class IResNetFlow(Pretrained):
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"the flow has parameters of {dtype}, got data of {x.dtype}. Remedy: x.to({dtype})")
-        if self.config.preprocessing == "none" and can_look():  # the others look themselves
+        if self.config.preprocessing == "none" and can_look(x):  # the others look themselves
             bad = ~torch.isfinite(x).flatten(1).all(1)
             if bool(bad.any()):
                 raise ValueError(f"{int(bad.sum())} of {len(x)} samples have NaN or infinite values")

@@ -8,12 +8,10 @@ from .bijections.preprocessing import Center, Logit
 from .bijections.split import Flatten, Split
 from .bijections.squeeze import Squeeze
 from .branches import Bottleneck, LipschitzMLP
-from .frozen import frozen_state
-from .fuse import fuse, fused_weights, is_fused, unfuse
 from .residual.block import InvertibleResidualBlock
 from .residual.sequential import ChainInverseResult, InvertibleSequential
-from .spectral_layers import SpectralConv2d, SpectralLinear
-from .spectral_norm import SpectralNorm, find_spectral_norm, spectral_norm
+from .spectral_norm import SpectralConv2d, SpectralLinear, SpectralNorm, find_spectral_norm, spectral_norm
+from .weights import frozen_state, fuse, fused_weights, is_fused, settle, unfuse
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,6 +38,7 @@ __all__ = [
     "fuse",
     "fused_weights",
     "is_fused",
+    "settle",
     "spectral_norm",
     "unfuse",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from .. import _extension
 Fingerprint = tuple[Any, ...]
 # What torch keeps in every module besides its settings, and what an evaluation writes without changing the result.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-_BOOKKEEPING = _INTERNAL | {"frozen", "held", "_fitted_to", "_lent", "_lent_for", "_lender"}
+_BOOKKEEPING = _INTERNAL | {"_update"}
 _SETTINGS = (int, float, str, tuple)
+# Subclasses may stand for values that are nowhere, as FakeTensor does.
+_WITH_VALUES = (Tensor, nn.Parameter)
 # Odd numbers without a pattern, as 64-bit integers with a sign.
 _FACTORS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
@@ -33,6 +35,31 @@ def parts_of(module: nn.Module) -> list[nn.Module]:
             found[id(part)] = part
             stack.extend(reversed(part._modules.values()))
     return list(found.values())
+
+
+def can_look(*tensors: Tensor) -> bool:
+    """Return true if Python may act on values: not in compiled code, transforms of torch.func, or without memory."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in _WITH_VALUES and tensor.device.type != "meta" for tensor in tensors)
+
+
+def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:
+    """Raise where a norm is not finite.
+
+    Not on a GPU, where the host would wait for the device: a NaN weight shows in every output.
+
+    Raises:
+        ValueError: the norm of a weight is NaN or infinite.
+    """
+    if sigma.device.type != "cpu" or not can_look(sigma) or bool(torch.isfinite(sigma).all()):
+        return
+    index = int((~torch.isfinite(sigma.view(-1))).nonzero()[0])
+    raise ValueError(
+        f"spectral_norm: the norm of the weight of shape {tuple(weights[index].shape)} is "
+        f"{sigma.view(-1)[index].item()}: it has NaN, infinite or overflowing values. Use a smaller learning rate, or "
+        "load finite weights"
+    )
 
 
 def foreign_hooks(module: nn.Module) -> list[Any]:

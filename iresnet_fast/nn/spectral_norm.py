@@ -1,10 +1,10 @@
-"""Soft spectral normalisation as a parametrization, with the layer's true linear operator."""
+"""Soft spectral normalization as a parametrization, with the layer's true linear operator."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,19 @@ from torch.nn.utils import parametrize
 
 from ..ops._arguments import check_values, per_axis
 from ..ops.conv_norm import conv_padding
+from ..ops.power_iteration import power_iteration as grouped_power_iteration
 from ..ops.power_iteration import vector_shapes
 from ..reference.conv_operator import ConvGeometry
 from ..reference.power_iteration import estimate, normalized, power_iteration
+from .inspection import can_look, check_sigma
+from .weights import adopt, is_frozen, is_recomputing, now, weight_in_place
 
 # Power iterations at construction.
 _FIRST_ITERATIONS = 15
-# Where u and v are not those of the weight (it was loaded without them, or changed since and is now evaluated), they
-# are fitted again: by rounds of so many iterations, each ended early where σ's relative change is below the first,
-# until they are settled, which is that one iteration changes σ by less than the last. Settled vectors stay as they are,
-# so that saving, loading and copying an evaluated model change no bit of it.
-_REFRESH_TOL, _REFRESH_ITERATIONS, _REFRESH_ROUNDS, _SETTLED_TOL = 1e-6, 200, 20, 1e-5
-# What u and v were last fitted to, where that is no weight, so that they are fitted at the next use in evaluation mode:
-# they came with theirs from a state dict, or had a training forward's few iterations.
-_LOADED, _ITERATED = (0, -1), (0, -2)
+# Vectors settle by rounds of so many iterations, each ended early where σ's relative change is below the first
+# tolerance, until one iteration changes σ by less than the second. Settled vectors stay as they are, so that saving,
+# loading and copying an evaluated model change no bit of it.
+_SETTLE_TOL, _SETTLE_ITERATIONS, _SETTLE_ROUNDS, _SETTLED_TOL = 1e-6, 200, 20, 1e-5
 _CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1,
     nn.Conv2d: 2,
@@ -36,19 +35,34 @@ _CONVOLUTIONS: dict[type[nn.Module], int] = {
 }
 
 
+class _Update(NamedTuple):
+    """When u and v were iterated last: numbers that order the moments among the nodes of autograd's graph.
+
+    Attributes:
+        before: of the update before the last.
+        last: of the last.
+        grouped: whether the last was one of :func:`iresnet_fast.fuse`.
+    """
+
+    before: int
+    last: int
+    grouped: bool
+
+
 class SpectralNorm(nn.Module):
     r"""The parametrization :math:`\bar W = W / \max(1, \sigma/c)` (Gouk et al. 2018; Behrmann et al. 2019).
 
-    σ is the power-iteration estimate of the norm of the layer's operator. It approaches the norm *from below*: W̄ may
-    exceed c until ``certify`` or ``enforce`` has proven otherwise. State is u and v only, under torch's names ``_u``
-    and ``_v``; σ = ⟨u, W v⟩ is computed anew at every use, with u and v held constant in the gradient.
+    σ = ⟨u, W v⟩ is the power-iteration estimate of the norm of the layer's operator, computed anew at every use with u
+    and v held constant in the gradient. It approaches the norm *from below*: W̄ may exceed c until ``certify`` or
+    ``enforce`` has proven otherwise. State is u and v only, under torch's names ``_u`` and ``_v``.
 
-    Training mode iterates at every use; evaluation mode and inverses do not. At its first use in evaluation mode after
-    training forwards, or after it changed (averaged weights), u and v are fitted to a weight until they settle.
-    Code compiled by ``torch.compile`` does not fit again: evaluate a changed model once, or certify it, before.
+    In training mode every use iterates u and v once (``n_power_iterations`` times), except inside a backward, where
+    ``torch.utils.checkpoint`` runs a forward again. In evaluation mode W̄ is a pure function of W, u and v. The vectors
+    settle at construction, at ``eval()``, in ``certify``, ``enforce`` and ``irf.settle``, and at ``load_state_dict``
+    into a module in evaluation mode. Inverses change no state in any mode.
 
     Args:
-        weight: the weight to be normalised, for its shape.
+        weight: the weight to be normalized, for its shape.
         coeff: c > 0.
         n_power_iterations: per training forward; with ``tol``, at most this many.
         tol: stop iterating once σ changes by less than tol·σ.
@@ -74,107 +88,118 @@ class SpectralNorm(nn.Module):
         self.n_power_iterations = n_power_iterations
         self.tol = tol
         self.geometry = geometry
-        self.frozen = False
-        # The normalised weight to give out in place of computing it; set by a Snapshot.
-        self.held: Tensor | None = None
-        # The same, of a fused update for the length of a training forward; of which weight, and whose update it was.
-        self._lent: Tensor | None = None
-        self._lent_for: tuple[int, int] | None = None
-        self._lender: object = None
-        shape_u, shape_v = vector_shapes(weight, geometry)
-        seed = zlib.crc32(f"{name}{tuple(weight.shape)}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        # Drawn on the CPU whatever the default device: the same start everywhere.
-        shapes = (shape_u, shape_v)
-        u, v = (torch.randn(shape, generator=generator, device="cpu").to(weight) for shape in shapes)
-        self.register_buffer("_u", u / torch.linalg.vector_norm(u))
-        self.register_buffer("_v", v / torch.linalg.vector_norm(v))
-        # The weight (its address and version) that u and v were last fitted to; None: fit them at the next use.
-        self._fitted_to: tuple[int, int] | None = None
+        self.name = name
+        u, v = self._first_vectors(weight)
+        self.register_buffer("_u", u)
+        self.register_buffer("_v", v)
+        self._update: _Update | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The normalised weight, of weight's shape and dtype."""
-        if self.held is not None:
-            return self.held
-        if self._lent is not None and self._is_current(weight):
-            return self._lent
-        return normalized(weight, self._sigma(weight, *self._vectors(weight)), self.coeff)
+        """The normalized weight, of weight's shape and dtype."""
+        given = weight_in_place(self, weight)
+        if given is not None:
+            return given
+        if self.training and not is_frozen(self):
+            if not is_recomputing():
+                self._iterate_once(whole(weight))
+            elif self._update is not None:
+                self.check_recomputation()
+                if self._update.grouped:
+                    return self._regrouped(weight)
+        return self.evaluate(weight)
 
-    def start(self, weight: Tensor) -> None:
-        """Fit u and v to a weight for the first time, by a fixed number of iterations."""
-        self._u, self._v = self._iterate(weight, (self._u, self._v), _FIRST_ITERATIONS, None)
-        self._fitted_to = _ITERATED
-
-    def can_be_updated(self, weight: Tensor) -> bool:
-        """Whether the next use is a training forward of a fixed number of iterations, which another may do for it."""
-        at_its_own_use = self._fitted_to is None or self.frozen or self.tol is not None
-        served = self.held is not None or self._lent is not None
-        plain = weight.dtype == self._u.dtype == _compute_dtype(weight) and weight.device == self._u.device
-        return self.training and plain and not (at_its_own_use or served)
-
-    def lend(self, weight: Tensor, normalized: Tensor, lender: object) -> None:
-        """Give out this normalised weight, to which u and v have been fitted, until :meth:`release`."""
-        if not torch.compiler.is_compiling():
-            self._fitted_to, self._lent_for = _ITERATED, _identity(weight)
-        self._lent, self._lender = normalized, lender
-
-    def release(self, lender: object) -> None:
-        """Forget the weight that this lender gave, if it did."""
-        if self._lender is lender:
-            self._lent = self._lent_for = self._lender = None
-
-    def _is_current(self, weight: Tensor) -> bool:
-        """Whether what was lent, maybe by a forward that was interrupted, is what a training forward would compute."""
-        if not self.training or self.frozen:
-            return False
-        return torch.compiler.is_compiling() or self._lent_for == _identity(weight)
-
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """What to store so that the weight becomes this one: itself, where its norm is at most coeff."""
-        self._fitted_to = None
-        return weight
-
-    def _sigma(self, weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """⟨u, W v⟩, differentiable by W."""
+    def evaluate(self, weight: Tensor) -> Tensor:
+        """The normalized weight by u and v as they are, in any mode."""
+        weight = whole(weight)
+        # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
+        u, v = (self._u.clone(), self._v.clone()) if torch.is_grad_enabled() else (self._u, self._v)
         dtype = _compute_dtype(weight)
         with torch.autocast(weight.device.type, enabled=False):
             sigma = estimate(weight.to(dtype), u.to(dtype), v.to(dtype), self.geometry)
         check_sigma(sigma, [weight])
-        return sigma
+        return normalized(weight, sigma, self.coeff)
 
     @torch.no_grad()
-    def _vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """U and v for this use: iterated as the mode asks, and written back unless frozen."""
-        compiling = torch.compiler.is_compiling()
-        identity = _LOADED if compiling else _identity(weight)
-        anew = self._fitted_to is None or not (compiling or self.training or self._fitted_to == identity)
-        u, v = self._u, self._v
-        if anew:
-            u, v = self._fitted(weight)
-        elif self.training and not self.frozen:
-            u, v = self._iterate(weight, (u, v), self.n_power_iterations, self.tol)
-        if u is not self._u and not self.frozen:
-            self._u.copy_(u)
-            self._v.copy_(v)
-        if not (self.frozen or compiling):  # compiled code would be traced anew for every weight
-            self._fitted_to = identity if anew or not self.training else _ITERATED
-        # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
-        return u.clone(), v.clone()
-
-    def _fitted(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """U and v that are settled; in compiled code, which cannot look at them, those of one round."""
-        vectors = (self._u, self._v)
-        if torch.compiler.is_compiling():
-            return self._iterate(weight, vectors, _REFRESH_ITERATIONS, _REFRESH_TOL)
-        finite = bool(torch.isfinite(weight).all())  # NaN would settle never
-        for _ in range(_REFRESH_ROUNDS if finite else 0):
+    def settle(self, weight: Tensor) -> None:
+        """Iterate u and v until one iteration changes σ by less than rounding; settled vectors keep every bit."""
+        weight = whole(weight)
+        if not can_look(weight, self._u) or not bool(torch.isfinite(weight).all()):
+            return  # nothing to iterate on, or NaN, which would settle never
+        vectors = self._u, self._v
+        norms = torch.stack([torch.linalg.vector_norm(part.float()) for part in vectors])
+        if not bool(((norms > 0) & (norms < torch.inf)).all()):  # memory that was never written
+            vectors = self._first_vectors(weight)
+        for _ in range(_SETTLE_ROUNDS):
             if self._is_settled(weight, vectors):
                 break
-            vectors = self._iterate(weight, vectors, _REFRESH_ITERATIONS, _REFRESH_TOL)
-        return vectors
+            vectors = self._iterate(weight, vectors, _SETTLE_ITERATIONS, _SETTLE_TOL)
+        self._keep(*vectors)
+
+    @torch.no_grad()
+    def start(self, weight: Tensor) -> None:
+        """Iterate u and v for the first time, a fixed number of times."""
+        self._keep(*self._iterate(weight, (self._u, self._v), _FIRST_ITERATIONS, None))
+
+    def can_be_updated(self, weight: Tensor) -> bool:
+        """Return true if the next use is a training forward of a fixed number of iterations, in float32 or float64."""
+        plain = weight.dtype == self._u.dtype == _compute_dtype(weight) and weight.device == self._u.device
+        return self.training and plain and self.tol is None
+
+    def note_update(self, time: int | None, *, grouped: bool) -> None:
+        """Note that u and v were iterated at a moment of :func:`iresnet_fast.nn.weights.now`."""
+        if time is not None:
+            self._update = _Update(-1 if self._update is None else self._update.last, time, grouped)
+
+    def check_recomputation(self) -> None:
+        """Raise where u and v were iterated again since the forward that is recomputed in this backward.
+
+        Raises:
+            RuntimeError: they were; the weight of that forward is lost.
+        """
+        node: Any = torch._C._current_autograd_node()
+        if node is None or self._update is None:
+            return
+        # The node is part of the recomputed forward. Only that of a reentrant checkpoint is older than its updates.
+        number, update = node._sequence_nr(), self._update
+        older = node.name() == "CheckpointFunctionBackward" and not update.grouped
+        if not (update.before < number < update.last if older else update.last < number):
+            raise RuntimeError(
+                "a checkpointed layer under spectral_norm is recomputed in the backward, but another training forward "
+                "has iterated its u and v since, so the weight of its own forward is lost. Run the backward of each "
+                "forward before the next forward; or fuse the model (irf.fuse) if one forward uses the layer several "
+                "times; or keep activations instead of torch.utils.checkpoint"
+            )
+
+    def _regrouped(self, weight: Tensor) -> Tensor:
+        """The weight of the grouped update, by the op that made it: recomputations must save the same tensors."""
+        found = grouped_power_iteration(
+            [weight], [self._u], [self._v], coeff=self.coeff, geometries=[self.geometry], n_iterations=0
+        )
+        return found.weights[0]
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What to store so that the weight becomes this one: itself, where its norm is at most coeff."""
+        return weight
+
+    @torch.no_grad()
+    def _iterate_once(self, weight: Tensor) -> None:
+        self._keep(*self._iterate(weight, (self._u, self._v), self.n_power_iterations, self.tol))
+        self.note_update(now(), grouped=False)
+
+    def _keep(self, u: Tensor, v: Tensor) -> None:
+        if u is not self._u:
+            self._u.copy_(u)
+            self._v.copy_(v)
+
+    def _first_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors, drawn on the CPU whatever the default device: the same start everywhere."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.name}{tuple(weight.shape)}".encode()))
+        shapes = vector_shapes(weight, self.geometry)
+        u, v = (torch.randn(shape, generator=generator, device="cpu").to(weight) for shape in shapes)
+        return u / torch.linalg.vector_norm(u), v / torch.linalg.vector_norm(v)
 
     def _is_settled(self, weight: Tensor, vectors: tuple[Tensor, Tensor]) -> bool:
-        """Whether another iteration would change σ by next to nothing: it is then dropped."""
+        """Return true if another iteration would change σ by next to nothing: it is then dropped."""
         tol = max(_SETTLED_TOL, torch.finfo(self._u.dtype).eps)
         return all(map(torch.equal, self._iterate(weight, vectors, 1, tol), vectors))
 
@@ -187,10 +212,6 @@ class SpectralNorm(nn.Module):
             u, v = (part.to(dtype) for part in vectors)
             u, v = power_iteration(weight.detach().to(dtype), u, v, iterations, self.geometry, tol)
         return u.to(vectors[0].dtype), v.to(vectors[1].dtype)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._fitted_to = _LOADED if {f"{prefix}_u", f"{prefix}_v"} <= state_dict.keys() else None
 
     def extra_repr(self) -> str:
         """Shown by repr."""
@@ -257,7 +278,10 @@ def spectral_norm(
         weight, coeff, n_power_iterations=n_power_iterations, tol=tol, geometry=geometry, name=name
     ).train(module.training)
     parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-    parametrization.start(module.parametrizations[name].original)  # type: ignore[index, union-attr]  # torch types attributes of modules as Tensor | Module
+    stored = adopt(module, name)
+    parametrization.start(stored.original)
+    if not module.training:
+        stored.settle()
     if input_size is not None and geometry is not None:
         module.register_forward_pre_hook(check_input_size, with_kwargs=True)
     return module
@@ -272,19 +296,67 @@ def find_spectral_norm(module: nn.Module, name: str = "weight") -> SpectralNorm 
     return None
 
 
-def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:
-    """Raise where a norm is not finite.
+class SpectralLinear(nn.Linear):
+    """``nn.Linear`` whose norm is held at about coeff by :func:`spectral_norm`.
 
-    Not on a GPU, where the host would wait for the device, nor in compiled code: a NaN weight shows in every output.
+    Args:
+        in_features: as for ``nn.Linear``.
+        out_features: as for ``nn.Linear``.
+        coeff: the Lipschitz coefficient c > 0.
+        n_power_iterations: per training forward.
+        tol: stop iterating once σ's relative change is below it.
+        **kwargs: ``bias``, ``device``, ``dtype``, as for ``nn.Linear``.
+
+    Shape: (..., in_features) to (..., out_features).
     """
-    if sigma.device.type != "cpu" or torch.compiler.is_compiling() or bool(torch.isfinite(sigma).all()):
-        return
-    index = int((~torch.isfinite(sigma.view(-1))).nonzero()[0])
-    raise ValueError(
-        f"spectral_norm: the norm of the weight of shape {tuple(weights[index].shape)} is "
-        f"{sigma.view(-1)[index].item()}: it has NaN, infinite or overflowing values. Remedy: a smaller learning rate, "
-        "or load finite weights"
-    )
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        coeff: float = 0.9,
+        n_power_iterations: int = 1,
+        tol: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_features, out_features, **kwargs)
+        spectral_norm(self, coeff, n_power_iterations=n_power_iterations, tol=tol)
+
+
+class SpectralConv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose operator norm at ``input_size`` is held at about coeff by :func:`spectral_norm`.
+
+    Args:
+        in_channels: as for ``nn.Conv2d``.
+        out_channels: as for ``nn.Conv2d``.
+        kernel_size: as for ``nn.Conv2d``.
+        coeff: the Lipschitz coefficient c > 0.
+        input_size: (H, W) of the input in pixels; not needed for a 1×1 kernel.
+        n_power_iterations: per training forward.
+        tol: stop iterating once σ's relative change is below it.
+        **kwargs: the other arguments of ``nn.Conv2d`` by name: stride, padding, dilation, groups, bias, padding_mode.
+
+    Shape: (B, in_channels, H, W) to (B, out_channels, H', W').
+
+    Raises:
+        ValueError: from ``forward``, an input of another spatial size than ``input_size``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        coeff: float = 0.9,
+        input_size: int | Sequence[int] | None = None,
+        n_power_iterations: int = 1,
+        tol: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, **kwargs)
+        spectral_norm(self, coeff, n_power_iterations=n_power_iterations, tol=tol, input_size=input_size)
 
 
 def check_input_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -308,9 +380,10 @@ def _check_coeff(coeff: float) -> None:
         raise ValueError(f"coeff must be a positive number, got {coeff!r}")
 
 
-def _identity(weight: Tensor) -> tuple[int, int]:
-    """Address and version of a weight; tensors of inference mode have no version, and cannot change."""
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
+def whole(weight: Tensor) -> Tensor:
+    """The whole of a weight that is spread over ranks (``fully_shard``); any other as it is."""
+    full: Tensor = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    return full
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:

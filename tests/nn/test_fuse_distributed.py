@@ -36,8 +36,7 @@ def run(rank, address):
         other = [torch.empty_like(value) for _ in range(2)]
         dist.all_gather(other, value.contiguous())
         assert torch.equal(*other), name
-    norms = [part for part in model.modules() if isinstance(part, irf.nn.SpectralNorm)]
-    assert norms and all(norm._lent is None for norm in norms)
+    assert irf.nn.weights._frame() is None
     dist.barrier()
     # Without destructors: that of DDP's Reducer joins gloo's thread while it holds the GIL, for which that thread may
     # be waiting to release the tensors of its last collective (torch 2.13 hangs there now and then).

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
+from ..weights import is_frozen
 from .base import Bijection, sum_over_positions
 
 # A channel whose standard deviation is below this share of its size carries nothing to normalise: it keeps scale 1.
@@ -45,12 +46,11 @@ class ActNorm(Bijection):
         self.register_buffer("initialized", torch.tensor(False))
         # The same fact for Python, so that a forward on a GPU need not wait for it.
         self._ready = False
-        self.frozen = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; initialises on the first training batch."""
         self._check(x)
-        if self.training and not (self._ready or self.frozen):
+        if self.training and not (self._ready or is_frozen(self)):
             self._initialize(x)
         shape = self._broadcast(x)
         return (x + self.bias.view(shape)) * self.log_scale.exp().view(shape)

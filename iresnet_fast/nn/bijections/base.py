@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
-from ..frozen import frozen_state
 from ..inspection import foreign_hooks
+from ..weights import frozen_state
 
 
 class Bijection(nn.Module):

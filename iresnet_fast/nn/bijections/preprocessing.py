@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...estimators import Estimator, LogDet
+from ..inspection import can_look
 from .base import Bijection, no_volume_change
 
 
@@ -47,7 +48,7 @@ class Logit(Bijection):
                 "irf.data.dequantize(images)"
             )
         p = self.alpha + (1 - 2 * self.alpha) * x
-        if x.numel() and can_look() and not bool(((p > 0) & (p < 1)).all()):
+        if x.numel() and can_look(x) and not bool(((p > 0) & (p < 1)).all()):
             ends = f"({self.interval[0]:.6g}, {self.interval[1]:.6g})"
             raise ValueError(
                 f"data must be in {ends}, got {_extent(x)}. Remedy: scale it to [0, 1], as irf.data.dequantize(images) "
@@ -88,7 +89,7 @@ class Center(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """[0, 1] to [−½, ½]."""
-        if x.numel() and can_look() and not bool(((x > -1) & (x < 2)).all()):
+        if x.numel() and can_look(x) and not bool(((x > -1) & (x < 2)).all()):
             raise ValueError(
                 f"data must be in [0, 1] or near it, got {_extent(x)}. Remedy: scale it to [0, 1], as "
                 "irf.data.dequantize(images) does"
@@ -110,8 +111,3 @@ class Center(Bijection):
 
 def _extent(x: Tensor) -> str:
     return "NaN" if bool(x.isnan().any()) else f"values from {float(x.min()):.6g} to {float(x.max()):.6g}"
-
-
-def can_look() -> bool:
-    """Whether Python may act on values: not in compiled code, and not inside the transforms of torch.func."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())

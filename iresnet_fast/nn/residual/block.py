@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ...estimators import Estimator, LogDet, check_same_shape, default_estimator
 from ...solvers import InverseResult, NotConvergedError, attach_gradient
 from ..bijections.base import Bijection
-from ..frozen import Snapshot, frozen_state
-from ..fuse import fused_weights
 from ..inspection import Fingerprint, fingerprint, parts_of
 from ..spectral_norm import SpectralNorm
+from ..weights import Snapshot, frozen_state, fused_weights, is_frozen
 from .inverse import Branch, invert_branch, read_branch
 from .structure import image_and_jacobian
 
@@ -144,7 +142,7 @@ class InvertibleResidualBlock(Bijection):
             return result
 
         def branch(x: Tensor) -> Tensor:
-            with frozen_state(self.g), snapshot.held():
+            with snapshot.held(), frozen_state(self.g):
                 image: Tensor = self.g(x)
                 return image
 
@@ -182,8 +180,8 @@ class InvertibleResidualBlock(Bijection):
         return self._proof[0]
 
     def _read(self, now: Fingerprint) -> Branch | str | None:
-        """The branch with its normalised weights, kept until it changes."""
-        if parametrize._cache_enabled:  # what a surrounding cache or snapshot holds may be other weights
+        """The branch with its normalized weights, kept until it changes."""
+        if is_frozen(self.g):  # the weights in place may be others
             return None
         known = self._known
         if known is None or known[0] != now:

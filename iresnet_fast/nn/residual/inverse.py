@@ -23,8 +23,9 @@ from ...ops.block_inverse import (
     mlp_inverse_obstacle,
 )
 from ...solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
-from ..frozen import frozen_state, own_cache
-from ..spectral_norm import SpectralNorm, find_spectral_norm
+from ..inspection import parts_of
+from ..spectral_norm import find_spectral_norm
+from ..weights import NormalizedWeight, frozen_state
 from .structure import CONVOLUTIONS, LINEAR, NoChainError, read_chain
 
 _TOLERANCE = 1e-6
@@ -112,14 +113,17 @@ def _invert_in_stages(
         return invert_branch(g, y, branch, path=path, **options)
     coarse: dict[str, Any] = {**options, "tol": _RESOLVED[low], "on_failure": "return", "patience": _LOW_PATIENCE}
     coarse["lipschitz"] = None  # it is proven of g, and here is another function
+    if parametrize._cache_enabled:  # torch keeps the first value of a weight, which must not be one of low precision
+        for part in parts_of(g):
+            for name in getattr(part, "parametrizations", ()):
+                getattr(part, name)
     first = None
     if path != "general" and low == torch.float16 and y.device.type == "cuda":
         with suppress(_NotWholeError):
             solve, reason = _choose_op(read_branch(g) if branch is None else branch, y)
             first = _conclude(partial(solve, low_precision=True), reason, y, **coarse)
     if first is None:
-        # Weights that a parametrization computes under autocast are not those of the last stage.
-        with own_cache(), torch.autocast(y.device.type, dtype=low):
+        with torch.autocast(y.device.type, dtype=low):
             first = _invert_in_general(g, y, "", coarse)
     usable = first.converged.view(-1, *(1,) * (y.dim() - 1))
     start = options.get("x0")
@@ -209,7 +213,9 @@ def read_branch(g: nn.Module) -> Branch | str:
 
 
 def _is_known(part: nn.Module) -> bool:
-    return not isinstance(part, parametrize.ParametrizationList) or all(isinstance(one, SpectralNorm) for one in part)
+    return not isinstance(part, parametrize.ParametrizationList) or (
+        isinstance(part, NormalizedWeight) and len(part) == 1
+    )
 
 
 def _read_padding(layers: list[Any]) -> bool | None:

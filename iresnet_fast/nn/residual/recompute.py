@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ...solvers import NotConvergedError, autocast_settings, evaluation_precision, invert_residual, sample_norms
-from ..frozen import Snapshot, frozen_state
+from ..weights import Snapshot, frozen_state
 from .block import InvertibleResidualBlock, convolution_layout
 from .inverse import invert_branch
 
@@ -81,12 +81,11 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, y, *tensors = ctx.saved_tensors
         grads: list[Tensor | None] = [None] * len(tensors)
-        with ctx.autocast(), frozen_state(ctx.snapshot.module):
+        with ctx.autocast(), ctx.snapshot.held(), frozen_state(ctx.snapshot.module):
             for link, draw in zip(reversed(ctx.links), reversed(ctx.draws), strict=True):
-                with ctx.snapshot.held():
-                    x = _undo(link, y, draw)
+                x = _undo(link, y, draw)
                 wanted = [i for i in ctx.snapshot.of(link) if ctx.needs_input_grad[3 + i]]
-                with ctx.snapshot.held(), torch.enable_grad(), draw.replay(y.device) if draw else nullcontext():
+                with torch.enable_grad(), draw.replay(y.device) if draw else nullcontext():
                     x.requires_grad_()
                     image = link(x)
                 inputs = [x, *(tensors[i] for i in wanted)]

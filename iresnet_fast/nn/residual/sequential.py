@@ -15,8 +15,8 @@ from ...solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
 from ..bijections.base import Bijection, apply_with_log_det, no_volume_change
 from ..bijections.injective_pad import InjectivePad
 from ..bijections.split import Split
-from ..frozen import frozen_state
 from ..inspection import foreign_hooks, has_own, obstacle, stated_by
+from ..weights import frozen_state
 from .block import InvertibleResidualBlock, convolution_layout
 from .recompute import apply_recomputing
 

@@ -1,0 +1,454 @@
+"""Where a normalized weight comes from.
+
+In evaluation mode it is a pure function of its layer's parameter and of the vectors u and v that are kept beside it.
+Events that change the parameter settle the vectors: :meth:`NormalizedWeight.settle` says which. In training mode a
+forward iterates once. Whoever needs other weights for a while puts them in place with :func:`override`, for its own
+thread and for the length of one call: a solve, a recomputation, the grouped update of :func:`fuse`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..ops.power_iteration import power_iteration
+from .inspection import check_sigma, parts_of
+
+if TYPE_CHECKING:
+    from .spectral_norm import SpectralNorm
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class _Frame(NamedTuple):
+    """What is in force in a thread.
+
+    Attributes:
+        frozen: modules whose forward writes no state; of a spectral norm, the weight that it gives out.
+        lent: the weights of grouped updates, and the version of the parameter that each was made of.
+        owner: the grouped update that put it in place; None of context managers.
+        outer: what was in force before.
+    """
+
+    frozen: Mapping[nn.Module, Tensor | None]
+    lent: Mapping[nn.Module, tuple[Tensor, int | None]]
+    owner: object
+    outer: _Frame | None
+
+
+# Exactly this type: torch.compile reads neither context variables nor subclasses of threading.local.
+_thread = threading.local()
+
+
+def _frame() -> _Frame | None:
+    return getattr(_thread, "frame", None)
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Return true if the module's forward must not write to its state in this thread."""
+    frame = _frame()
+    return frame is not None and module in frame.frozen
+
+
+def weight_in_place(norm: nn.Module, weight: Tensor) -> Tensor | None:
+    """Return what a spectral norm gives out in this thread for this parameter, if that was put in place."""
+    frame = _frame()
+    if frame is None:
+        return None
+    given = frame.frozen.get(norm)
+    if given is None and norm.training and norm in frame.lent:
+        # After Ctrl-C torch calls no hook that would end the update: a parameter that has changed since is not served.
+        lent, version = frame.lent[norm]
+        given = lent if version is None or version == _version(weight) else None
+    return given
+
+
+@contextmanager
+def override(frozen: Mapping[nn.Module, Tensor | None]) -> Iterator[None]:
+    """Within it, in this thread, spectral norms give out these weights, and none of these modules writes its state."""
+    outer = _frame()
+    if outer is None:
+        _thread.frame = _Frame(frozen, {}, None, None)
+    else:
+        _thread.frame = outer._replace(frozen={**outer.frozen, **frozen}, owner=None, outer=outer)
+    try:
+        yield
+    finally:
+        _thread.frame = outer
+
+
+def _version(weight: Tensor) -> int | None:
+    """How often a tensor was written to; None where nobody counts."""
+    return None if torch.compiler.is_compiling() or weight.is_inference() else weight._version
+
+
+@contextmanager
+def frozen_state(module: nn.Module) -> Iterator[None]:
+    """Within it, in this thread, normalized weights stay as they are now and the module's forward changes no state.
+
+    Weights are computed once, on entry, with their gradients if those are recorded there.
+    """
+    outer = _frame()
+    frozen: dict[nn.Module, Tensor | None] = {} if outer is None else dict(outer.frozen)
+    for part in parts_of(module):
+        if isinstance(part, NormalizedWeight):
+            if frozen.get(part.norm) is None:
+                frozen[part.norm] = part.norm.evaluate(part.original)
+        else:
+            frozen.setdefault(part, None)
+    with override(frozen):
+        yield
+
+
+class NormalizedWeight(parametrize.ParametrizationList):
+    """The parametrizations of a weight under spectral norm: its own first, then whatever was registered later."""
+
+    @property
+    def norm(self) -> SpectralNorm:
+        """The spectral norm."""
+        return cast("SpectralNorm", self._modules["0"])
+
+    def settle(self) -> None:
+        """Iterate u and v until the norm changes by less than rounding; vectors that are settled keep every bit.
+
+        This runs at construction, at ``eval()``, in ``certify``, ``enforce`` and ``settle``, where the weight is
+        assigned or initialized anew, and at ``load_state_dict`` into a module in evaluation mode. In training mode
+        loaded vectors are kept as they are, unless the state dict has the weight without them.
+        """
+        self.norm.settle(self.original)
+
+    def train(self, mode: bool = True) -> NormalizedWeight:
+        """Set the mode; evaluation mode settles the vectors."""
+        super().train(mode)
+        if not mode:
+            self.settle()
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}original" in state_dict and not {f"{prefix}0._u", f"{prefix}0._v"} <= state_dict.keys():
+            self.settle()
+
+
+def _settle_loaded(weight: NormalizedWeight, incompatible_keys: Any) -> None:
+    """After ``load_state_dict``, when the vectors are loaded, too."""
+    if not weight.training:
+        weight.settle()
+
+
+def normalized_weights(module: nn.Module) -> Iterator[NormalizedWeight]:
+    """All weights under spectral norm in a module, once each."""
+    return (part for part in parts_of(module) if isinstance(part, NormalizedWeight))
+
+
+def settle(module: _Module) -> _Module:
+    """Let u and v of every spectral norm in a module settle, in any mode; changes nothing where they are settled.
+
+    Needed only where a weight was written in evaluation mode behind the module's back: by ``.data``, in place, or
+    through NumPy. ``module.eval()`` does the same.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        TypeError: not a module.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"settle takes a module, got {type(module).__name__}")
+    for weight in normalized_weights(module):
+        weight.settle()
+    return module
+
+
+def adopt(module: nn.Module, name: str) -> NormalizedWeight:
+    """Take over a weight of which torch has just registered the parametrization."""
+    parametrizations: Any = module.parametrizations
+    weight: Any = parametrizations[name]
+    weight.__class__ = NormalizedWeight
+    weight.register_load_state_dict_post_hook(_settle_loaded)
+    kind: Any = type(module)  # made by torch for this module
+    get, put = vars(kind)[name].fget, vars(kind)[name].fset
+
+    def read(self: Any) -> Tensor:
+        # What is in place in this thread must neither come from torch's cache, which all threads share, nor enter it.
+        if _frame() is None:
+            return get(self)
+        value: Tensor = self.parametrizations[name]()
+        return value
+
+    def assign(self: Any, value: Tensor) -> None:
+        put(self, value)
+        self.parametrizations[name].settle()
+
+    setattr(kind, name, property(read, assign))
+    kind.__reduce_ex__ = _reduce
+    if hasattr(kind, "reset_parameters"):
+        kind.reset_parameters = _reset_parameters
+    return cast(NormalizedWeight, weight)
+
+
+def _reset_parameters(self: Any) -> None:
+    """Initialize the stored weight anew, as the layer's own type does, and settle the vectors."""
+    weights = [part for part in self.parametrizations.values() if isinstance(part, NormalizedWeight)]
+    if len(weights) != len(self.parametrizations) or any(len(weight) > 1 for weight in weights):
+        raise RuntimeError(
+            f"reset_parameters: {type(self).__name__} has other parametrizations beside spectral_norm. Remove them "
+            "first with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    with override({weight.norm: weight.original for weight in weights}):
+        cast(Any, parametrize.type_before_parametrizations(self)).reset_parameters(self)
+    for weight in weights:
+        weight.settle()
+
+
+def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+    """Pickle a layer by its own type: that of the parametrized one exists in this process only."""
+    kind: Any = parametrize.type_before_parametrizations(self)
+    for name, part in self.parametrizations.items():
+        if not isinstance(part, NormalizedWeight):
+            raise RuntimeError(
+                f"cannot pickle {kind.__name__}: {name!r} has a parametrization other than spectral_norm. Save its "
+                "state_dict instead"
+            )
+    return _unpickled, (kind, tuple(self.parametrizations)), kind.__getstate__(self)
+
+
+def _unpickled(kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """An empty layer with these weights parametrized, which is given its state next."""
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    for name in names:
+        module.register_parameter(name, nn.Parameter(torch.empty(0)))
+        parametrize.register_parametrization(module, name, nn.Identity(), unsafe=True)
+        adopt(module, name)
+    return module
+
+
+class Snapshot:
+    """A module's normalized weights as they are now, with their gradients.
+
+    Evaluated under :meth:`held`, the module is the same function of its input and of ``tensors`` later on, wherever
+    power iteration has meanwhile moved u and v. Making it counts as a use of each weight: in training mode u and v are
+    iterated, unless the module is frozen.
+
+    Attributes:
+        module: whose weights they are.
+        tensors: the normalized weights and every other parameter; gradients with respect to them are complete.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._norms: list[nn.Module] = []
+        self._weights: list[Tensor] = []
+        replaced: set[int] = set()
+        for part in parts_of(module):
+            for name, weight in getattr(part, "parametrizations", {}).items():
+                if isinstance(weight, NormalizedWeight):
+                    replaced.add(id(weight.original))
+                    self._norms.append(weight.norm)
+                    # By the module's own attribute, a surrounding ``parametrize.cached()`` is respected.
+                    value = getattr(part, name) if len(weight) == 1 else weight.norm(weight.original)
+                    self._weights.append(value)
+        self._parameters = [parameter for parameter in module.parameters() if id(parameter) not in replaced]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What the module depends on."""
+        return (*self._weights, *self._parameters)
+
+    def of(self, part: nn.Module) -> list[int]:
+        """Return the places among the tensors of those that a part of the module depends on."""
+        inside = {id(module) for module in part.modules()} | {id(parameter) for parameter in part.parameters()}
+        owners = (*map(id, self._norms), *map(id, self._parameters))
+        return [index for index, owner in enumerate(owners) if owner in inside]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it the module uses these weights.
+
+        Raises:
+            RuntimeError: its parameters have been replaced since, as ``torch.func.functional_call`` does.
+        """
+        current = {id(parameter) for parameter in self.module.parameters()}
+        if not all(id(parameter) in current for parameter in self._parameters):
+            raise RuntimeError(
+                "the module's parameters have been replaced since its forward, so gradients would go to others. Run "
+                "the backward where the forward ran, inside the same functional_call"
+            )
+        with override(dict(zip(self._norms, self._weights, strict=True))):
+            yield
+
+    def needs_gradient(self, x: Tensor) -> bool:
+        """Return true if anything that depends on x and the tensors is differentiated."""
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.tensors))
+
+
+def fuse(module: _Module) -> _Module:
+    """Update all spectral norms of a model together, once per training forward; changes the module in place.
+
+    Before each forward in training mode the power iterations of all layers under :func:`spectral_norm` run as one
+    grouped op (:func:`iresnet_fast.ops.power_iteration`), and the layers use its weights for the length of that
+    forward. Parameters, buffers, state dict and numbers are those of the unfused model, with two exceptions: a layer
+    that one forward uses several times, or not at all, is iterated once for it. Layers that need more than a fixed
+    number of iterations (``tol=``) or that are of low precision update themselves, as does a submodule that is called
+    on its own, and everything in evaluation mode.
+
+    Layers may be added and removed later; copies and moves to another device keep the fusion. With
+    :class:`torch.nn.parallel.DistributedDataParallel` fuse the module inside, before or after wrapping it. Parts under
+    ``torch.utils.checkpoint`` are recomputed with the weights of their forward.
+
+    Args:
+        module: any module, called by ``module(...)``. The models of this package are fused already.
+
+    Returns:
+        The module itself. Fusing it again changes nothing; :func:`unfuse` undoes it.
+
+    Raises:
+        TypeError: not a module; from the forward, a module under ``fully_shard`` (FSDP2).
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"fuse takes a module, got {type(module).__name__}")
+    if not is_fused(module):
+        fusion = _Fusion()
+        module.register_forward_pre_hook(fusion.update, prepend=True)
+        module.register_forward_hook(fusion.release, always_call=True)
+    return module
+
+
+def unfuse(module: _Module) -> _Module:
+    """Let every spectral norm update itself again; undoes :func:`fuse` on this module, and changes it in place."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), _Fusion):
+                del hooks[key]
+                if hooks is module._forward_hooks:
+                    module._forward_hooks_always_called.pop(key, None)
+    return module
+
+
+def is_fused(module: nn.Module) -> bool:
+    """Return true if :func:`fuse` was called on this very module."""
+    return any(isinstance(getattr(hook, "__self__", None), _Fusion) for hook in module._forward_pre_hooks.values())
+
+
+@contextmanager
+def fused_weights(module: nn.Module) -> Iterator[None]:
+    """Within it the layers of a module in training mode have the weights of one grouped update, made on entry."""
+    fusion = _Fusion()
+    fusion.update(module, ())
+    try:
+        yield
+    finally:
+        fusion.release(module, (), None)
+
+
+class _Fusion:
+    """The hooks of one fused module: its layers have the weights of the grouped update for the length of a forward."""
+
+    def update(self, module: nn.Module, args: Any) -> None:
+        """Before a forward: iterate, and put the weights in place."""
+        if not module.training or parametrize._cache_enabled:  # caching, the caller wants one weight for many forwards
+            return
+        outer = _frame()
+        while outer is not None and outer.owner is self:  # left by a forward that was interrupted
+            outer = outer.outer
+        lent = _update_together(module)
+        if outer is None:
+            _thread.frame = _Frame({}, lent, self, None)
+        else:
+            _thread.frame = outer._replace(lent={**outer.lent, **lent}, owner=self, outer=outer)
+
+    def release(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After a forward, or an error in it: the layers are on their own again."""
+        frame = _frame()
+        if frame is not None and frame.owner is self:
+            _thread.frame = frame.outer
+
+
+def _update_together(module: nn.Module) -> dict[nn.Module, tuple[Tensor, int | None]]:
+    """Iterate the norms of a module by one op for each group, and return their weights as frames lend them."""
+    _check_not_sharded(module)
+    found: dict[nn.Module, tuple[Tensor, int | None]] = {}
+    again = is_recomputing()
+    for members in _groups(module):
+        norms, weights = zip(*members, strict=True)
+        result = power_iteration(
+            weights,
+            [norm._u for norm in norms],
+            [norm._v for norm in norms],
+            coeff=[norm.coeff for norm in norms],
+            geometries=[norm.geometry for norm in norms],
+            n_iterations=0 if again else norms[0].n_power_iterations,
+            layers_per_node=_stages(norms),
+        )
+        check_sigma(result.sigma, weights)
+        if again:
+            norms[0].check_recomputation()
+        else:
+            with torch.no_grad():
+                vectors = [*(norm._u for norm in norms), *(norm._v for norm in norms)]
+                torch._foreach_copy_(vectors, [*result.u, *result.v])
+            time = now()
+            for norm in norms:
+                norm.note_update(time, grouped=True)
+        found.update(zip(norms, zip(result.weights, map(_version, weights), strict=True), strict=True))
+    return found
+
+
+def _groups(module: nn.Module) -> Iterator[list[tuple[SpectralNorm, Tensor]]]:
+    """The norms that can be updated together, with their weights: of one device, dtype and number of iterations."""
+    found: dict[tuple[Any, ...], list[tuple[SpectralNorm, Tensor]]] = {}
+    for part in normalized_weights(module):
+        norm, weight = part.norm, part.original
+        if norm.can_be_updated(weight) and not is_frozen(norm):
+            found.setdefault((weight.device, weight.dtype, norm.n_power_iterations), []).append((norm, weight))
+    yield from found.values()
+
+
+def _check_not_sharded(module: nn.Module) -> None:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415  (slow to import, and rarely needed)
+
+    if any(isinstance(part, FSDPModule) for part in module.modules()):
+        raise TypeError(
+            "fuse: fully_shard (FSDP2) keeps a part of each weight on each rank and frees the whole after use, while a "
+            "grouped update needs all weights at once, as its gradient does. Use DistributedDataParallel, or call "
+            "irf.unfuse(model) before fully_shard"
+        )
+
+
+def _stages(norms: tuple[SpectralNorm, ...]) -> list[int]:
+    """How many consecutive layers work at one spatial size: their gradients become ready together."""
+    counts: list[int] = []
+    size = None
+    for norm in norms:
+        here = size if norm.geometry is None else norm.geometry.input_size
+        if not counts or (size is not None and here != size):
+            counts.append(0)
+        counts[-1] += 1
+        size = here
+    return counts
+
+
+def is_recomputing() -> bool:
+    """Return true inside a backward: a forward there recomputes one that was (``torch.utils.checkpoint``)."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def now() -> int | None:
+    """Return a number that orders this moment among the nodes of the autograd graph; None where there is none."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    with torch.inference_mode(False), torch.enable_grad():
+        node = torch.empty(0, device="cpu", requires_grad=True).view(0).grad_fn
+    return cast(Any, node)._sequence_nr()
