@@ -28,3 +28,5 @@ GROUPED = 1e-5
 UPDATE = {torch.float64: 1e-13, torch.float32: 1e-5}
 # Whole-block inverses: ‖x + g(x) − y‖ evaluated in float64, relative to max(1, ‖y‖), at tol 1e-12 and 1e-6.
 WHOLE_BLOCK = {torch.float64: 2e-6, torch.float32: 2e-6}
+# A transformed, compiled, exported or copied model against the eager one, in float64; inverses to 1e-12.
+CLOSE_TO_EAGER = 1e-9

@@ -25,7 +25,7 @@ from ..nn import (
     frozen_state,
 )
 from ..nn.inspection import obstacle, stated_by
-from ..nn.weights import normalized_weights
+from ..nn.weights import normalized_weights, unsharded
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
@@ -77,7 +77,7 @@ def certify(model: nn.Module, *, progress: Progress | None = None) -> Certificat
     for weight in normalized_weights(model):
         if not weight.training:
             weight.settle()
-    with frozen_state(model):
+    with unsharded(model), frozen_state(model):
         parts = [part for chain in scope for part in _links(*chain)]
         links = []
         for name, module in parts:

@@ -14,7 +14,7 @@ from ..data import dequantize
 from ..estimators import Estimator, LogDet
 from ..nn import ActNorm, ChainInverseResult, frozen_state, fuse
 from ..nn.bijections.base import apply_with_log_det
-from ..nn.inspection import can_look
+from ..ops._arguments import can_look
 from .configuration import Source, build_config
 from .flow_config import FlowConfig
 from .flow_trunk import build_trunk

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,11 +20,18 @@ class LipSwish(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.beta = nn.Parameter(torch.tensor(0.5))
+        # Of one axis: fully_shard (FSDP2) takes no scalars.
+        self.beta = nn.Parameter(torch.tensor([0.5]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation elementwise."""
         return x * torch.sigmoid(F.softplus(self.beta) * x) / 1.1
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = f"{prefix}beta"
+        if key in state_dict and state_dict[key].dim() == 0:  # as version 0.1 kept it
+            state_dict[key] = state_dict[key].reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class MaxMin(nn.Module):

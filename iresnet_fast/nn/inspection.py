@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
 from .. import _extension
+from ..ops._arguments import can_look
 
 Fingerprint = tuple[Any, ...]
 # What torch keeps in every module besides its settings, and what an evaluation writes without changing the result.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 _BOOKKEEPING = _INTERNAL | {"_update"}
 _SETTINGS = (int, float, str, tuple)
-# Subclasses may stand for values that are nowhere, as FakeTensor does.
-_WITH_VALUES = (Tensor, nn.Parameter)
 # Odd numbers without a pattern, as 64-bit integers with a sign.
 _FACTORS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
@@ -35,13 +34,6 @@ def parts_of(module: nn.Module) -> list[nn.Module]:
             found[id(part)] = part
             stack.extend(reversed(part._modules.values()))
     return list(found.values())
-
-
-def can_look(*tensors: Tensor) -> bool:
-    """Return true if Python may act on values: not in compiled code, transforms of torch.func, or without memory."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(tensor) in _WITH_VALUES and tensor.device.type != "meta" for tensor in tensors)
 
 
 def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..ops._arguments import check_values, per_axis
+from ..ops._arguments import can_look, check_values, per_axis
 from ..ops.conv_norm import conv_padding
 from ..ops.power_iteration import power_iteration as grouped_power_iteration
 from ..ops.power_iteration import vector_shapes
 from ..reference.conv_operator import ConvGeometry
 from ..reference.power_iteration import estimate, normalized, power_iteration
-from .inspection import can_look, check_sigma
+from .inspection import check_sigma
 from .weights import adopt, is_frozen, is_recomputing, now, weight_in_place
 
 # Power iterations at construction.
@@ -114,7 +115,7 @@ class SpectralNorm(nn.Module):
         # Clones: the graph must not see the next iteration, or a broadcast of buffers, write to them.
         u, v = (self._u.clone(), self._v.clone()) if torch.is_grad_enabled() else (self._u, self._v)
         dtype = _compute_dtype(weight)
-        with torch.autocast(weight.device.type, enabled=False):
+        with _without_autocast(weight.device.type):
             sigma = estimate(weight.to(dtype), u.to(dtype), v.to(dtype), self.geometry)
         check_sigma(sigma, [weight])
         return normalized(weight, sigma, self.coeff)
@@ -208,7 +209,7 @@ class SpectralNorm(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Both in their own dtype, as they are kept."""
         dtype = _compute_dtype(weight)
-        with torch.autocast(weight.device.type, enabled=False):
+        with _without_autocast(weight.device.type):
             u, v = (part.to(dtype) for part in vectors)
             u, v = power_iteration(weight.detach().to(dtype), u, v, iterations, self.geometry, tol)
         return u.to(vectors[0].dtype), v.to(vectors[1].dtype)
@@ -378,6 +379,13 @@ def check_input_size(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 def _check_coeff(coeff: float) -> None:
     if isinstance(coeff, bool) or not isinstance(coeff, int | float) or not 0 < coeff < float("inf"):
         raise ValueError(f"coeff must be a positive number, got {coeff!r}")
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Within it products are in the dtype of their factors; devices without autocast ("meta") have it always."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def whole(weight: Tensor) -> Tensor:

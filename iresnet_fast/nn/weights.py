@@ -9,7 +9,7 @@ thread and for the length of one call: a solve, a recomputation, the grouped upd
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -258,7 +258,8 @@ class Snapshot:
                     # By the module's own attribute, a surrounding ``parametrize.cached()`` is respected.
                     value = getattr(part, name) if len(weight) == 1 else weight.norm(weight.original)
                     self._weights.append(value)
-        self._parameters = [parameter for parameter in module.parameters() if id(parameter) not in replaced]
+        named = [(name, value) for name, value in module.named_parameters() if id(value) not in replaced]
+        self._names, self._parameters = [name for name, _ in named], [value for _, value in named]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -286,6 +287,15 @@ class Snapshot:
             )
         with override(dict(zip(self._norms, self._weights, strict=True))):
             yield
+
+    def call(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        """Evaluate the module at x with these tensors in place of its own, changing no state."""
+        count = len(self._norms)
+        others = zip(self._names, tensors[count:], self._parameters, strict=True)
+        changed = {name: new for name, new, old in others if new is not old}
+        with override(dict(zip(self._norms, tensors[:count], strict=True))), frozen_state(self.module):
+            y: Tensor = torch.func.functional_call(self.module, changed, (x,)) if changed else self.module(x)
+            return y
 
     def needs_gradient(self, x: Tensor) -> bool:
         """Return true if anything that depends on x and the tensors is differentiated."""
@@ -415,16 +425,41 @@ def _groups(module: nn.Module) -> Iterator[list[tuple[SpectralNorm, Tensor]]]:
 
 
 def _check_not_sharded(module: nn.Module) -> None:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415  (slow to import, and rarely needed)
-
-    if any(isinstance(part, FSDPModule) for part in module.modules()):
+    if _sharded_parts(module):
         raise TypeError(
             "fuse: fully_shard (FSDP2) keeps a part of each weight on each rank and frees the whole after use, while a "
             "grouped update needs all weights at once, as its gradient does. Use DistributedDataParallel, or call "
             "irf.unfuse(model) before fully_shard"
         )
+
+
+def _sharded_parts(module: nn.Module) -> list[Any]:
+    """The parts of a module under ``fully_shard`` (FSDP2)."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return []
+    from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415  (slow to import, and rarely needed)
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+@contextmanager
+def unsharded(module: nn.Module) -> Iterator[None]:
+    """Within it the parameters of a module under ``fully_shard`` (FSDP2) are whole, and no gradient is recorded.
+
+    All ranks must enter it. Other modules are left alone.
+    """
+    parts = _sharded_parts(module)
+    if not parts:
+        yield
+        return
+    try:
+        for part in parts:
+            part.unshard()
+        with torch.no_grad():  # FSDP reduces the gradients of a forward only
+            yield
+    finally:
+        for part in parts:
+            part.reshard()
 
 
 def _stages(norms: tuple[SpectralNorm, ...]) -> list[int]:

@@ -8,6 +8,16 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+# Subclasses may stand for values that are nowhere, as FakeTensor does.
+_WITH_VALUES = (Tensor, torch.nn.Parameter)
+
+
+def can_look(*tensors: Tensor) -> bool:
+    """Return true if Python may act on values: not in compiled code, transforms of torch.func, or without memory."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in _WITH_VALUES and tensor.device.type != "meta" for tensor in tensors)
+
 
 def check_conv_weight(weight: Tensor, groups: int = 1) -> int:
     """Check a convolution weight (c_out, c_in/groups, *kernel); return its number of spatial axes."""
@@ -32,9 +42,7 @@ def check_values(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be of floating point, got {tensor.dtype}; convert it with .float() or .double()")
     if tensor.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(tensor.shape)}")
-    if torch.compiler.is_compiling():
-        return
-    if not bool(torch.isfinite(tensor).all()):
+    if can_look(tensor) and not bool(torch.isfinite(tensor).all()):
         count = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name} must be finite, got {count} NaN or infinite of {tensor.numel()} values")
 

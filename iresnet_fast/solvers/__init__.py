@@ -2,7 +2,7 @@
 
 from .arguments import ON_FAILURE
 from .fixed_point import invert_residual
-from .implicit import attach_gradient
+from .implicit import attach_branch_gradient, attach_gradient, solve_values
 from .precision import Precision, autocast_settings, evaluation_precision
 from .result import ROUNDING, InverseResult, NotConvergedError, conclude, relative_errors, sample_norms
 
@@ -12,6 +12,7 @@ __all__ = [
     "InverseResult",
     "NotConvergedError",
     "Precision",
+    "attach_branch_gradient",
     "attach_gradient",
     "autocast_settings",
     "conclude",
@@ -19,4 +20,5 @@ __all__ = [
     "invert_residual",
     "relative_errors",
     "sample_norms",
+    "solve_values",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,12 @@ from torch.autograd.function import once_differentiable
 
 from .fixed_point import invert_residual
 from .precision import autocast_settings
-from .result import NotConvergedError, sample_norms
+from .result import InverseResult, NotConvergedError, sample_norms
+
+# A branch as a function of x and of all tensors that it depends on.
+Branch = Callable[[Tensor, Sequence[Tensor]], Tensor]
+# What an InverseResult has of each sample.
+_PER_SAMPLE = ("x", "residual", "error_bound", "iterations", "evaluations", "converged", "certified")
 
 
 def attach_gradient(
@@ -36,38 +43,188 @@ def attach_gradient(
     Raises:
         NotConvergedError: in the backward, where its own iteration does not converge.
     """
+    return attach_branch_gradient(lambda x, _: g(x), y, x, tensors, **options)
+
+
+def attach_branch_gradient(g: Branch, y: Tensor, x: Tensor, tensors: Sequence[Tensor], **options: Any) -> Tensor:
+    """As :func:`attach_gradient`, of a branch g(x, tensors); inside transforms of ``torch.func``, too."""
     solution: Tensor = _Implicit.apply(g, options, y, x, *tensors)
     return solution
 
 
+def solve_values(
+    solve: Callable[[Tensor, Tensor, Sequence[Tensor]], InverseResult], y: Tensor, x0: Tensor, tensors: Sequence[Tensor]
+) -> InverseResult:
+    """Solve inside a transform of ``torch.func``, without gradients: for the values behind y, x0 and the tensors.
+
+    Under ``vmap`` over y all samples are solved together; over the tensors (an ensemble), one solve for each.
+
+    Args:
+        solve: takes y, x0 (B, ...) and the tensors as plain ones.
+        y: (B, ...) right-hand sides.
+        x0: (B, ...) first iterates.
+        tensors: what the branch depends on.
+    """
+    found: list[InverseResult] = []
+
+    def run(y: Tensor, x0: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        found.append(solve(y, x0, tensors))
+        return tuple(getattr(found[-1], name) for name in _PER_SAMPLE)
+
+    outputs = _Values.apply(run, y, x0, *tensors)
+    return replace(found[-1], **dict(zip(_PER_SAMPLE, outputs, strict=True)))
+
+
+def _over_samples(
+    info: Any,
+    run: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]],
+    samples: Sequence[tuple[Tensor, int | None]],
+    tensors: Sequence[tuple[Tensor, int | None]],
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """``vmap`` of a computation that treats samples independently, of (tensor, axis mapped over) pairs."""
+    size: int = info.batch_size
+    if all(axis is None for _, axis in tensors):
+        folded = [part.expand(size, *part.shape) if axis is None else part.movedim(axis, 0) for part, axis in samples]
+        outputs = run([part.flatten(0, 1) for part in folded], [part for part, _ in tensors])
+        return tuple(part.unflatten(0, folded[0].shape[:2]) for part in outputs), (0,) * len(outputs)
+
+    def taken(pairs: Sequence[tuple[Tensor, int | None]], index: int) -> list[Tensor]:
+        return [part if axis is None else part.select(axis, index) for part, axis in pairs]
+
+    rows = [run(taken(samples, index), taken(tensors, index)) for index in range(size)]
+    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True)), (0,) * len(rows[0])
+
+
+class _Values(torch.autograd.Function):
+    """A solve, by which nothing is differentiated."""
+
+    @staticmethod
+    def forward(run: Callable[..., tuple[Tensor, ...]], y: Tensor, x0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return run(y, x0, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], run: Any, *tensors: Tensor) -> Any:
+        pairs = list(zip(tensors, in_dims[1:], strict=True))
+        return _over_samples(info, lambda parts, rest: _Values.apply(run, *parts, *rest), pairs[:2], pairs[2:])
+
+
 class _Implicit(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, g: Callable[[Tensor], Tensor], options: dict[str, Any], y: Tensor, x: Tensor, *tensors: Tensor
-    ) -> Tensor:
+    def forward(g: Branch, options: dict[str, Any], y: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        g, options, y, _, *tensors = inputs
         ctx.g, ctx.options = g, options
         ctx.autocast = autocast_settings(y.device)
-        solution = x.view_as(x)
-        ctx.save_for_backward(solution, *tensors)
-        return solution
+        ctx.save_for_backward(output, *tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
-        with ctx.autocast():
-            with torch.enable_grad():
-                x = x.detach().requires_grad_()
-                image = ctx.g(x)
-            w = _solve_adjoint(image, x, grad, ctx.options)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         grads: list[Tensor | None] = [None] * len(tensors)
-        if wanted and image.requires_grad:
-            inputs = [tensors[i] for i in wanted]
-            found = torch.autograd.grad(image, inputs, -w.to(image.dtype), allow_unused=True)
-            for i, part in zip(wanted, found, strict=True):
-                grads[i] = part
+        found: tuple[Tensor | None, ...]
+        with ctx.autocast():
+            if torch._C._are_functorch_transforms_active():
+                w, found = _transformed_gradients(ctx.g, ctx.options, x, grad, tensors, wanted)
+            else:
+                w, found = _gradients(ctx.g, ctx.options, x, grad, tensors, wanted)
+        for i, part in zip(wanted, found, strict=True):
+            grads[i] = part
         return None, None, w, None, *grads
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], g: Branch, options: dict[str, Any], *tensors: Tensor) -> Any:
+        pairs = list(zip(tensors, in_dims[2:], strict=True))
+        run = _Implicit.apply
+        found, axes = _over_samples(info, lambda parts, rest: (run(g, options, *parts, *rest),), pairs[:2], pairs[2:])
+        return found[0], axes[0]
+
+
+class _Adjoint(torch.autograd.Function):
+    """The w of one gradient, inside a transform of ``torch.func``."""
+
+    @staticmethod
+    def forward(g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
+        return _gradients(g, options, x, grad, tensors, [])[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * len(ctx.needs_input_grad)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], g: Branch, options: dict[str, Any], *tensors: Tensor) -> Any:
+        pairs = list(zip(tensors, in_dims[2:], strict=True))
+        run = _Adjoint.apply
+        found, axes = _over_samples(info, lambda parts, rest: (run(g, options, *parts, *rest),), pairs[:2], pairs[2:])
+        return found[0], axes[0]
+
+
+def _gradients(
+    g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The gradients of y and of the tensors at these places."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        image = g(x, tensors)
+    if torch._C._functorch.is_legacy_batchedtensor(grad):  # of autograd.grad(is_grads_batched=True)
+        w = _one_by_one(lambda part: _solve_adjoint(image, x, part, options), grad)
+    else:
+        w = _solve_adjoint(image, x, grad, options)
+    if not (wanted and image.requires_grad):
+        return w, (None,) * len(wanted)
+    return w, torch.autograd.grad(image, [tensors[i] for i in wanted], -w.to(image.dtype), allow_unused=True)
+
+
+def _one_by_one(function: Callable[[Tensor], Tensor], batched: Tensor) -> Tensor:
+    """Call a function for each tensor of a batch that autograd hides: torch takes it apart for ops only."""
+    key = next(_KEYS)
+    _FUNCTIONS[key] = function
+    try:
+        outputs: Tensor = torch.ops.iresnet_fast.call_one_by_one(batched, key)
+        return outputs
+    finally:
+        del _FUNCTIONS[key]
+
+
+_KEYS = itertools.count()
+_FUNCTIONS: dict[int, Callable[[Tensor], Tensor]] = {}
+_LIBRARY = torch.library.Library("iresnet_fast", "FRAGMENT")
+_LIBRARY.define("call_one_by_one(Tensor x, int key) -> Tensor")
+_LIBRARY.impl("call_one_by_one", lambda x, key: _FUNCTIONS[key](x), "CompositeExplicitAutograd")
+
+
+def _transformed_gradients(
+    g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The same inside a transform of ``torch.func``, where the tensors may be those of a transform."""
+    w: Tensor = _Adjoint.apply(g, options, x, grad, *tensors)
+    if not wanted:
+        return w, ()
+
+    def image(*chosen: Tensor) -> Tensor:
+        given = list(tensors)
+        for i, part in zip(wanted, chosen, strict=True):
+            given[i] = part
+        return g(x, given)
+
+    pullback: Any = torch.func.vjp(image, *(tensors[i] for i in wanted))[1]
+    return w, pullback(-w)
 
 
 def _solve_adjoint(image: Tensor, x: Tensor, grad: Tensor, options: dict[str, Any]) -> Tensor:

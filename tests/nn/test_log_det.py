@@ -361,7 +361,7 @@ def test_no_log_det_where_there_is_none():
         (
             lambda: ActNorm(1).train(),
             torch.tensor([[0.0], [1e300]], dtype=torch.float64),
-            r"its values, up to 1e\+300, leave the range of torch.float32. Remedy: scale the data",
+            r"its values, up to 1e\+300, leave the range of torch.float32. Scale the data",
         ),
         (lambda: ActNorm(3).train(), torch.ones(1, 3), "a single value per channel has no variance"),
     ],

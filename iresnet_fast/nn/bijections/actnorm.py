@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
+from ...ops._arguments import can_look
 from ..weights import is_frozen
 from .base import Bijection, sum_over_positions
 
@@ -44,7 +45,7 @@ class ActNorm(Bijection):
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.log_scale = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("initialized", torch.tensor(False))
-        # The same fact for Python, so that a forward on a GPU need not wait for it.
+        # The same fact for Python, once it has been seen: later forwards need not wait for a device to tell.
         self._ready = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,41 +76,17 @@ class ActNorm(Bijection):
 
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
-        if bool(self.initialized):  # the buffer was copied, as an average of models is made
-            self._ready = True
-            return
-        if x.numel() == 0 or not bool(torch.isfinite(x).all()):
-            raise ValueError(
-                f"ActNorm cannot initialise from this batch (shape {tuple(x.shape)}): it is empty or not finite"
+        if torch._C._are_functorch_transforms_active():
+            raise RuntimeError(
+                "ActNorm cannot initialize inside a transform of torch.func. Call the model once before, in training "
+                "mode, or load a state dict"
             )
-        if x.numel() == self.num_features:
-            raise ValueError(
-                f"ActNorm cannot initialise from this batch (shape {tuple(x.shape)}): a single value per channel has "
-                "no variance. Remedy: a first training batch of several samples"
-            )
-        mean, deviation, size = self._moments(x.to(torch.promote_types(x.dtype, torch.float32)))
-        varies = deviation > _CONSTANT * size
-        bias, log_scale = -mean, torch.where(varies, -deviation.clamp_min(torch.finfo(mean.dtype).tiny).log(), 0.0)
-        if not bool(torch.isfinite(torch.cat([bias, log_scale]).to(self.bias.dtype)).all()):
-            raise ValueError(
-                f"ActNorm cannot initialise from this batch: its values, up to {float(x.abs().max()):.4g}, leave the "
-                f"range of {self.bias.dtype}. Remedy: scale the data"
-            )
-        self.bias.copy_(bias)
-        self.log_scale.copy_(log_scale)
-        self.mark_initialized()
-
-    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, standard deviation and root mean square of each channel (C,); of all ranks' samples inside of DDP."""
-        axes = [axis for axis in range(x.dim()) if axis != 1]
-        unit = x.abs().amax(axes).clamp_min(torch.finfo(x.dtype).tiny)
-        unit = _over_ranks(unit, "max")  # of which squares are taken, so that they neither overflow nor vanish
-        x = x / unit.view(self._broadcast(x))
-        count = _over_ranks(torch.full_like(unit, x.numel() / self.num_features), "sum")
-        mean = _over_ranks(x.sum(axes), "sum") / count
-        deviation = (_over_ranks((x - mean.view(self._broadcast(x))).square().sum(axes), "sum") / count).sqrt()
-        size = (_over_ranks(x.square().sum(axes), "sum") / count).sqrt()
-        return mean * unit, deviation * unit, size * unit
+        arguments = x, self.bias, self.log_scale, self.initialized
+        if can_look(*arguments):
+            _initialize(*arguments)
+        else:  # as an op, for a graph cannot ask for values
+            torch.ops.iresnet_fast.actnorm_initialize(*arguments)
+        self._ready = True
 
     def mark_initialized(self) -> None:
         """Keep bias and log_scale as they are, whatever the first batch."""
@@ -127,11 +104,57 @@ class ActNorm(Bijection):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._ready = bool(self.initialized)
+        self._ready = can_look(self.initialized) and bool(self.initialized)
 
     def extra_repr(self) -> str:
         """Shown by repr."""
         return f"{self.num_features}"
+
+
+def _initialize(x: Tensor, bias: Tensor, log_scale: Tensor, initialized: Tensor) -> None:
+    """Write bias, log_scale (C,) and the flag from a first batch, unless the flag is set."""
+    if bool(initialized):  # it was loaded, or copied, as an average of models is made
+        return
+    if x.numel() == 0 or not bool(torch.isfinite(x).all()):
+        raise ValueError(
+            f"ActNorm cannot initialize from this batch (shape {tuple(x.shape)}): it is empty or not finite"
+        )
+    if x.numel() == len(bias):
+        raise ValueError(
+            f"ActNorm cannot initialize from this batch (shape {tuple(x.shape)}): a single value per channel has no "
+            "variance. Use a first training batch of several samples"
+        )
+    mean, deviation, size = _moments(x.to(torch.promote_types(x.dtype, torch.float32)))
+    varies = deviation > _CONSTANT * size
+    found = -mean, torch.where(varies, -deviation.clamp_min(torch.finfo(mean.dtype).tiny).log(), 0.0)
+    if not bool(torch.isfinite(torch.cat(found).to(bias.dtype)).all()):
+        raise ValueError(
+            f"ActNorm cannot initialize from this batch: its values, up to {float(x.abs().max()):.4g}, leave the range "
+            f"of {bias.dtype}. Scale the data"
+        )
+    bias.copy_(found[0])
+    log_scale.copy_(found[1])
+    initialized.fill_(True)
+
+
+_LIBRARY = torch.library.Library("iresnet_fast", "FRAGMENT")
+_LIBRARY.define("actnorm_initialize(Tensor x, Tensor(a!) bias, Tensor(b!) log_scale, Tensor(c!) initialized) -> ()")
+_LIBRARY.impl("actnorm_initialize", _initialize, "CompositeExplicitAutograd")
+torch.library.register_fake("iresnet_fast::actnorm_initialize", lambda *tensors: None, lib=_LIBRARY)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, standard deviation and root mean square of each channel (C,); of all ranks' samples inside of DDP."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    unit = x.abs().amax(axes, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    unit = _over_ranks(unit, "max")  # of which squares are taken, so that they neither overflow nor vanish
+    x = x / unit
+    count = _over_ranks(torch.full_like(unit, x.numel() / x.shape[1]), "sum")
+    mean = _over_ranks(x.sum(axes, keepdim=True), "sum") / count
+    deviation = (_over_ranks((x - mean).square().sum(axes, keepdim=True), "sum") / count).sqrt()
+    size = (_over_ranks(x.square().sum(axes, keepdim=True), "sum") / count).sqrt()
+    mean, deviation, size = ((part * unit).flatten() for part in (mean, deviation, size))
+    return mean, deviation, size
 
 
 def _over_ranks(x: Tensor, operation: str) -> Tensor:

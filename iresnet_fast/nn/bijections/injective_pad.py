@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...estimators import Estimator, LogDet
+from ...ops._arguments import can_look
 from ...solvers import sample_norms
 from .base import Bijection
 
@@ -51,7 +52,7 @@ class InjectivePad(Bijection):
                 says otherwise.
         """
         on_failure = options.get("on_failure", "raise")
-        if on_failure != "return" and bool((outside := self.outside(y)).any()):
+        if on_failure != "return" and can_look(y) and bool((outside := self.outside(y)).any()):
             samples = outside.nonzero().flatten().tolist()
             excess = float(sample_norms(y.detach()[samples[:1], self._kept(y) :]))
             message = (

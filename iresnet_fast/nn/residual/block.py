@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet, check_same_shape, default_estimator
-from ...solvers import InverseResult, NotConvergedError, attach_gradient
+from ...ops._arguments import can_look
+from ...solvers import InverseResult, NotConvergedError, attach_branch_gradient, invert_residual, solve_values
 from ..bijections.base import Bijection
 from ..inspection import Fingerprint, fingerprint, parts_of
 from ..spectral_norm import SpectralNorm
-from ..weights import Snapshot, frozen_state, fused_weights, is_frozen
+from ..weights import Snapshot, frozen_state, fused_weights, is_frozen, unsharded
 from .inverse import Branch, invert_branch, read_branch
 from .structure import image_and_jacobian
 
@@ -81,7 +83,7 @@ class InvertibleResidualBlock(Bijection):
             raise TypeError(f"x must be of floating point, got {x.dtype}")
         self.check_invertible()
         estimator = estimator or self.estimator or default_estimator(x[:1].numel())
-        lipschitz = None if self.training else self.proven_lipschitz()
+        lipschitz = None if self.training or not can_look(x) else self.proven_lipschitz()
         known = {"lipschitz": lipschitz, "assumed": self._assumed_lipschitz()}
         branch = _DifferentiableBranch(self)
         if torch.compiler.is_compiling():
@@ -128,6 +130,12 @@ class InvertibleResidualBlock(Bijection):
             ValueError: ``path="fused"`` for a branch that no op inverts; arguments out of their range.
             RuntimeError: dropout or batch normalisation in training mode: such a branch has no inverse.
         """
+        with unsharded(self):
+            return self._solve_inverse(y, options)
+
+    def _solve_inverse(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
+        if torch._C._are_functorch_transforms_active():
+            return self._solve_transformed(y, options)
         now = fingerprint(self.g)
         if self._known is None or self._known[0] != now:
             self.check_invertible()
@@ -138,16 +146,30 @@ class InvertibleResidualBlock(Bijection):
             snapshot = Snapshot(self.g)
             with snapshot.held():
                 result = self._solve(y, None, options)
-        if not snapshot.needs_gradient(y):
-            return result
+        return self._attach_gradient(y, result, snapshot, options) if snapshot.needs_gradient(y) else result
 
-        def branch(x: Tensor) -> Tensor:
-            with snapshot.held(), frozen_state(self.g):
-                image: Tensor = self.g(x)
-                return image
+    def _solve_transformed(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
+        """Inside a transform of ``torch.func``: by the general path, and without a proof, which needs values."""
+        self.check_invertible()
+        with frozen_state(self.g):
+            snapshot = Snapshot(self.g)
+        rest = {key: value for key, value in options.items() if key not in ("x0", "path", "iterate_in")}
 
+        def solve(y: Tensor, x0: Tensor, tensors: Sequence[Tensor]) -> InverseResult:
+            reason = "inside a transform of torch.func"
+            result = invert_residual(lambda x: snapshot.call(x, tensors), y, x0=x0, **rest)
+            return replace(result, reason=reason)
+
+        x0 = options.get("x0")
+        result = solve_values(solve, y, y if x0 is None else x0, snapshot.tensors)
+        return self._attach_gradient(y, result, snapshot, options)
+
+    def _attach_gradient(
+        self, y: Tensor, result: InverseResult, snapshot: Snapshot, options: dict[str, Any]
+    ) -> InverseResult:
         adjoint = {key: options[key] for key in ("tol", "max_iterations", "lipschitz", "method") if key in options}
-        return replace(result, x=attach_gradient(branch, y, result.x, snapshot.tensors, **adjoint))
+        x = attach_branch_gradient(snapshot.call, y, result.x, snapshot.tensors, **adjoint)
+        return replace(result, x=x)
 
     def _solve(self, y: Tensor, branch: Branch | str | None, options: dict[str, Any]) -> InverseResult:
         try:
@@ -237,6 +259,8 @@ class _DifferentiableBranch:
 
 def convolution_layout(module: nn.Module, y: Tensor) -> Tensor:
     """On a CPU, where its convolutions are faster so, y in channels_last; else y."""
-    if y.device.type != "cpu" or y.dim() != 4 or not any(isinstance(part, nn.Conv2d) for part in module.modules()):
+    if y.device.type != "cpu" or y.dim() != 4 or not can_look(y):
+        return y
+    if not any(isinstance(part, nn.Conv2d) for part in module.modules()):
         return y
     return y.contiguous(memory_format=torch.channels_last)

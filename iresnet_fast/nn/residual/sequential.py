@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
+from ...ops._arguments import can_look
 from ...solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
 from ..bijections.base import Bijection, apply_with_log_det, no_volume_change
 from ..bijections.injective_pad import InjectivePad
 from ..bijections.split import Split
 from ..inspection import foreign_hooks, has_own, obstacle, stated_by
-from ..weights import frozen_state
+from ..weights import frozen_state, unsharded
 from .block import InvertibleResidualBlock, convolution_layout
 from .recompute import apply_recomputing
 
@@ -122,7 +123,8 @@ class InvertibleSequential(nn.Sequential, Bijection):
         Raises:
             NotConvergedError: a block did not converge; it is named.
         """
-        return _ReverseRun(self, options, progress).run(y)
+        with unsharded(self):
+            return _ReverseRun(self, options, progress).run(y)
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """Run all modules in order, and sum their log-determinants; activations are stored, whatever ``recompute``.
@@ -147,7 +149,8 @@ class InvertibleSequential(nn.Sequential, Bijection):
         Arguments and errors are those of :meth:`inverse`.
         """
         run = _ReverseRun(self, options, progress)
-        x = run.run(y)
+        with unsharded(self):
+            x = run.run(y)
         with frozen_state(self), torch.no_grad():
             residual = sample_norms(self(x) - y) / sample_norms(y).clamp_min(1.0)
         converged = ~run.outside
@@ -207,7 +210,7 @@ class _ReverseRun:
         # Modules of ours take the options of an inverse; of others nothing is known.
         x: Tensor = link.inverse(y, **(self._options if isinstance(link, Bijection) else {}))  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
         growth = math.nan
-        if isinstance(link, Bijection) and not obstacle(link, stated_by(link)):
+        if can_look(y) and isinstance(link, Bijection) and not obstacle(link, stated_by(link)):
             constant = link.lipschitz()[1]
             growth = math.nan if constant is None else constant
         if isinstance(link, InjectivePad):

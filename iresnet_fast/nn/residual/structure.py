@@ -23,7 +23,7 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Any], Numbers]]] = {
     nn.ELU: ("elu", lambda module: (module.alpha, 0.0)),
     nn.Softplus: ("softplus", lambda module: (module.beta, module.threshold)),
     nn.Tanh: ("tanh", lambda module: NO_NUMBERS),
-    LipSwish: ("lipswish", lambda module: (F.softplus(module.beta), 0.0)),
+    LipSwish: ("lipswish", lambda module: (F.softplus(module.beta).squeeze(), 0.0)),
     MaxMin: ("maxmin", lambda module: NO_NUMBERS),
 }
 LINEAR, CONVOLUTIONS = (nn.Linear, SpectralLinear), (nn.Conv2d, SpectralConv2d)
