@@ -42,15 +42,22 @@ def defines(op: str) -> bool:
     return loaded and hasattr(torch.ops.iresnet_fast, op)
 
 
-@torch.compiler.assume_constant_result
 def serves(op: str, device_type: str) -> bool:
-    """Whether the compiled library has a kernel of this op for this kind of device (``"cpu"``, ``"cuda"``)."""
-    known = _served.get((op, device_type))
-    if known is None:
-        key = device_type.upper()
-        known = defines(op) and torch._C._dispatch_has_kernel_for_dispatch_key(f"iresnet_fast::{op}", key)
-        _served[op, device_type] = known
-    return known
+    """Return true if the compiled library has a kernel of this op for this kind of device (``"cpu"``, ``"cuda"``)."""
+    return (op, device_type) in _kernels
 
 
-_served: dict[tuple[str, str], bool] = {}
+def _list_kernels() -> frozenset[tuple[str, str]]:
+    """The ops and kinds of devices that the compiled library has kernels for: all there are, before ours of Python."""
+    found = set()
+    for qualified in torch._C._dispatch_get_all_op_names() if loaded else ():
+        name = qualified.partition(".")[0]
+        for device_type in ("cpu", "cuda"):
+            if name.startswith("iresnet_fast::") and torch._C._dispatch_has_kernel_for_dispatch_key(
+                name, device_type.upper()
+            ):
+                found.add((name.removeprefix("iresnet_fast::"), device_type))
+    return frozenset(found)
+
+
+_kernels = _list_kernels()

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +75,9 @@ class Series(ABC):
     ) -> tuple[Tensor, LogDet]:
         """The same with another way to sum the terms."""
         if self.random_length and torch.compiler.is_compiling():
-            return _estimate_in_eager_code(self, g, x, sum_of_terms, lipschitz, assumed)
+            from ._uncompiled import estimate  # noqa: PLC0415  (imports torch._dynamo, which is there by now)
+
+            return estimate(self, g, x, sum_of_terms, lipschitz, assumed)
         evaluation = Evaluation(g, x)
         likely = assumed if lipschitz is None else lipschitz
         estimates = torch.stack(
@@ -192,14 +193,6 @@ class RussianRoulette(Series):
     def finite_variance(self, lipschitz: float | None) -> bool | None:
         """Whether q > L²."""
         return None if lipschitz is None else self._probability(lipschitz) > lipschitz**2
-
-
-@torch.compiler.disable(
-    reason="the number of terms is drawn anew in each call, and a graph has a fixed number. Remedy: without "
-    "fullgraph=True it runs in eager code; PowerSeries or Exact can be compiled"
-)
-def _estimate_in_eager_code(series: Series, *arguments: Any) -> tuple[Tensor, LogDet]:
-    return series.estimate(*arguments)
 
 
 def _sum_of_terms(evaluation: Evaluation, v: Tensor, weights: list[float]) -> Tensor:

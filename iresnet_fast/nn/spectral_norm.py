@@ -22,10 +22,10 @@ from .weights import adopt, is_frozen, is_recomputing, now, weight_in_place
 
 # Power iterations at construction.
 _FIRST_ITERATIONS = 15
-# Vectors settle by rounds of so many iterations, each ended early where σ's relative change is below the first
-# tolerance, until one iteration changes σ by less than the second. Settled vectors stay as they are, so that saving,
-# loading and copying an evaluated model change no bit of it.
-_SETTLE_TOL, _SETTLE_ITERATIONS, _SETTLE_ROUNDS, _SETTLED_TOL = 1e-6, 200, 20, 1e-5
+# Vectors that are not settled iterate, in float64, until σ's relative change is below the first tolerance. They are
+# settled where one iteration changes it by less than the second, and then keep every bit: saving, loading and copying
+# an evaluated model change nothing.
+_SETTLE_TOL, _SETTLED_TOL, _SETTLE_ITERATIONS = 1e-7, 1e-6, 4000
 _CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1,
     nn.Conv2d: 2,
@@ -130,10 +130,10 @@ class SpectralNorm(nn.Module):
         norms = torch.stack([torch.linalg.vector_norm(part.float()) for part in vectors])
         if not bool(((norms > 0) & (norms < torch.inf)).all()):  # memory that was never written
             vectors = self._first_vectors(weight)
-        for _ in range(_SETTLE_ROUNDS):
-            if self._is_settled(weight, vectors):
-                break
-            vectors = self._iterate(weight, vectors, _SETTLE_ITERATIONS, _SETTLE_TOL)
+        wide, u, v = (part.double() for part in (weight, *vectors))
+        tol = max(_SETTLED_TOL, torch.finfo(self._u.dtype).eps)
+        if power_iteration(wide, u, v, 1, self.geometry, tol)[0] is not u:
+            vectors = power_iteration(wide, u, v, _SETTLE_ITERATIONS, self.geometry, _SETTLE_TOL)
         self._keep(*vectors)
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class SpectralNorm(nn.Module):
         self.note_update(now(), grouped=False)
 
     def _keep(self, u: Tensor, v: Tensor) -> None:
-        if u is not self._u:
+        if u is not self._u:  # so that settled vectors are not written to
             self._u.copy_(u)
             self._v.copy_(v)
 
@@ -198,11 +198,6 @@ class SpectralNorm(nn.Module):
         shapes = vector_shapes(weight, self.geometry)
         u, v = (torch.randn(shape, generator=generator, device="cpu").to(weight) for shape in shapes)
         return u / torch.linalg.vector_norm(u), v / torch.linalg.vector_norm(v)
-
-    def _is_settled(self, weight: Tensor, vectors: tuple[Tensor, Tensor]) -> bool:
-        """Return true if another iteration would change σ by next to nothing: it is then dropped."""
-        tol = max(_SETTLED_TOL, torch.finfo(self._u.dtype).eps)
-        return all(map(torch.equal, self._iterate(weight, vectors, 1, tol), vectors))
 
     def _iterate(
         self, weight: Tensor, vectors: tuple[Tensor, Tensor], iterations: int, tol: float | None

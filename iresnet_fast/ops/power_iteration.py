@@ -292,7 +292,6 @@ def decode(code: Sequence[int]) -> Layers:
 _Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-@torch.library.custom_op("iresnet_fast::power_iteration", mutates_args=())
 def _power_iteration(
     weights: list[Tensor], u: list[Tensor], v: list[Tensor], coeff: list[float], geometries: list[int], n: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -348,7 +347,6 @@ def _share_out(weights: list[Tensor], layers: Layers) -> Iterator[tuple[str, lis
         yield "stacked", others, []
 
 
-@_power_iteration.register_fake
 def _power_iteration_fake(
     weights: list[Tensor], u: list[Tensor], v: list[Tensor], coeff: list[float], geometries: list[int], n: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -370,7 +368,6 @@ def _layer_by_layer(
     return flat, flat_u, flat_v, sigmas
 
 
-@torch.library.custom_op("iresnet_fast::power_iteration_backward", mutates_args=())
 def _power_iteration_backward(
     grads: list[Tensor],
     normalized: Tensor,
@@ -442,7 +439,6 @@ def _gradient(
     return out
 
 
-@_power_iteration_backward.register_fake
 def _power_iteration_backward_fake(
     grads: list[Tensor],
     normalized: Tensor,
@@ -453,6 +449,24 @@ def _power_iteration_backward_fake(
     geometries: list[int],
 ) -> Tensor:
     return torch.empty_like(normalized)
+
+
+# Not by torch.library.custom_op, which imports the compiler at its first call.
+_LIBRARY = torch.library.Library("iresnet_fast", "FRAGMENT")
+_LIBRARY.define(
+    "power_iteration(Tensor[] weights, Tensor[] u, Tensor[] v, float[] coeff, int[] geometries, int n) -> (Tensor, "
+    "Tensor, Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "power_iteration_backward(Tensor[] grads, Tensor normalized, Tensor u, Tensor v, Tensor sigma, float[] coeff, "
+    "int[] geometries) -> Tensor"
+)
+for _name, _kernel, _fake in (
+    ("power_iteration", _power_iteration, _power_iteration_fake),
+    ("power_iteration_backward", _power_iteration_backward, _power_iteration_backward_fake),
+):
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"iresnet_fast::{_name}", _fake, lib=_LIBRARY)
 
 
 def _self_test(device: torch.device) -> float:

@@ -44,7 +44,8 @@ class ActNorm(Bijection):
         self.num_features = num_features
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.log_scale = nn.Parameter(torch.zeros(num_features))
-        self.register_buffer("initialized", torch.tensor(False))
+        # An integer, as BatchNorm's counter: tools that average buffers cannot subtract booleans.
+        self.register_buffer("initialized", torch.tensor(0))
         # The same fact for Python, once it has been seen: later forwards need not wait for a device to tell.
         self._ready = False
 
@@ -90,7 +91,7 @@ class ActNorm(Bijection):
 
     def mark_initialized(self) -> None:
         """Keep bias and log_scale as they are, whatever the first batch."""
-        self.initialized.fill_(True)
+        self.initialized.fill_(1)
         self._ready = True
 
     def _broadcast(self, x: Tensor) -> tuple[int, ...]:
@@ -134,7 +135,7 @@ def _initialize(x: Tensor, bias: Tensor, log_scale: Tensor, initialized: Tensor)
         )
     bias.copy_(found[0])
     log_scale.copy_(found[1])
-    initialized.fill_(True)
+    initialized.fill_(1)
 
 
 _LIBRARY = torch.library.Library("iresnet_fast", "FRAGMENT")
