@@ -124,7 +124,7 @@ class InvertibleSequential(nn.Sequential, Bijection):
             NotConvergedError: a block did not converge; it is named.
         """
         with unsharded(self):
-            return _ReverseRun(self, options, progress).run(y)
+            return _ReverseRun(self, options, progress, bounds=False).run(y)
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """Run all modules in order, and sum their log-determinants; activations are stored, whatever ``recompute``.
@@ -148,7 +148,7 @@ class InvertibleSequential(nn.Sequential, Bijection):
 
         Arguments and errors are those of :meth:`inverse`.
         """
-        run = _ReverseRun(self, options, progress)
+        run = _ReverseRun(self, options, progress, bounds=True)
         with unsharded(self):
             x = run.run(y)
         with frozen_state(self), torch.no_grad():
@@ -165,12 +165,14 @@ class _ReverseRun:
 
     Attributes:
         results: of the residual blocks, the last first.
-        error_bound: (B,) of the distance from the true x.
-        outside: (B,) bool, which samples no x maps to.
+        error_bound: (B,) of the distance from the true x, where bounds are wanted.
+        outside: (B,) bool, which samples no x maps to; the same.
     """
 
-    def __init__(self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None) -> None:
-        self._chain, self._options, self._progress = chain, options, progress
+    def __init__(
+        self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None, *, bounds: bool
+    ) -> None:
+        self._chain, self._options, self._progress, self._bounds = chain, options, progress, bounds
         self._total = sum(_count_blocks(part) for part in chain)
         self.results: list[InverseResult] = []
         self.error_bound = torch.empty(0)
@@ -179,8 +181,9 @@ class _ReverseRun:
     def run(self, y: Tensor) -> Tensor:
         if "x0" in self._options:
             raise TypeError("x0 starts the iteration of one block; a chain of blocks takes none")
-        self.error_bound = torch.zeros_like(sample_norms(y.detach()))
-        self.outside = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        if self._bounds:
+            self.error_bound = torch.zeros_like(sample_norms(y.detach()))
+            self.outside = torch.zeros(len(y), dtype=torch.bool, device=y.device)
         x = self._module_inverse(self._chain, convolution_layout(self._chain, y), "")
         return x.contiguous() if y.is_contiguous() else x
 
@@ -189,7 +192,7 @@ class _ReverseRun:
         if kind is None or (module is not self._chain and has_own(module, "inverse", kind)):
             return self._link_inverse(module, y)
         x: Tensor = _OPENED[kind](self, module, y, path)
-        if obstacle(module, kind):  # then its forward is not what it seems
+        if self._bounds and obstacle(module, kind):  # then its forward is not what it seems
             self.error_bound = torch.full_like(self.error_bound, math.nan)
         return x
 
@@ -203,12 +206,18 @@ class _ReverseRun:
         latents, factored = split.parts_of_latents(z)
         before = self.error_bound
         kept = self._module_inverse(split.rest, latents, f"{path}.rest")
-        self.error_bound = torch.hypot(before, self.error_bound)
+        if self._bounds:
+            self.error_bound = torch.hypot(before, self.error_bound)
         return split.join(kept, factored)
 
     def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
         # Modules of ours take the options of an inverse; of others nothing is known.
         x: Tensor = link.inverse(y, **(self._options if isinstance(link, Bijection) else {}))  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
+        if self._bounds:
+            self._bound_link(link, x.detach(), y.detach())
+        return x
+
+    def _bound_link(self, link: nn.Module, x: Tensor, y: Tensor) -> None:
         growth = math.nan
         if can_look(y) and isinstance(link, Bijection) and not obstacle(link, stated_by(link)):
             constant = link.lipschitz()[1]
@@ -216,11 +225,10 @@ class _ReverseRun:
         if isinstance(link, InjectivePad):
             self.outside = self.outside | link.outside(y)
             # The true y has zeros in the appended channels: where these are farther off than y can be, there is none.
-            outside = sample_norms(y[:, x.shape[1] :].detach()) > self.error_bound
+            outside = sample_norms(y[:, x.shape[1] :]) > self.error_bound
             self.error_bound = torch.where(outside, math.nan, self.error_bound)
-        size = torch.maximum(sample_norms(x.detach()), sample_norms(y.detach()) * growth)
+        size = torch.maximum(sample_norms(x), sample_norms(y) * growth)
         self.error_bound = self.error_bound * growth + ROUNDING * torch.finfo(y.dtype).eps * size
-        return x
 
     def _block_inverse(self, block: InvertibleResidualBlock, y: Tensor, path: str) -> Tensor:
         try:
@@ -231,8 +239,9 @@ class _ReverseRun:
             error.add_note(f"in block {path}")
             raise
         self.results.append(result)
-        growth = math.nan if result.lipschitz is None else 1 / (1 - result.lipschitz)
-        self.error_bound = self.error_bound * growth + result.error_bound
+        if self._bounds:
+            growth = math.nan if result.lipschitz is None else 1 / (1 - result.lipschitz)
+            self.error_bound = self.error_bound * growth + result.error_bound
         if self._progress is not None:
             self._progress(len(self.results), self._total, result)
         return result.x
