@@ -30,3 +30,5 @@ UPDATE = {torch.float64: 1e-13, torch.float32: 1e-5}
 WHOLE_BLOCK = {torch.float64: 2e-6, torch.float32: 2e-6}
 # A transformed, compiled, exported or copied model against the eager one, in float64; inverses to 1e-12.
 CLOSE_TO_EAGER = 1e-9
+# The norm of a weight whose u and v have settled above coeff, relative.
+SETTLED = 2e-4

@@ -104,7 +104,7 @@ class SpectralNorm(nn.Module):
             if not is_recomputing():
                 self._iterate_once(whole(weight))
             elif self._update is not None:
-                self.check_recomputation()
+                self.check_recomputation(inside=not self._update.grouped)
                 if self._update.grouped:
                     return self._regrouped(weight)
         return self.evaluate(weight)
@@ -151,18 +151,21 @@ class SpectralNorm(nn.Module):
         if time is not None:
             self._update = _Update(-1 if self._update is None else self._update.last, time, grouped)
 
-    def check_recomputation(self) -> None:
+    def check_recomputation(self, *, inside: bool) -> None:
         """Raise where u and v were iterated again since the forward that is recomputed in this backward.
 
+        Args:
+            inside: whether that forward iterated them inside of what is recomputed, or before it.
+
         Raises:
-            RuntimeError: they were; the weight of that forward is lost.
+            RuntimeError: they were iterated again; the weight of that forward is lost.
         """
         node: Any = torch._C._current_autograd_node()
         if node is None or self._update is None:
             return
-        # The node is part of the recomputed forward. Only that of a reentrant checkpoint is older than its updates.
+        # The node is part of the recomputed forward. That of a reentrant checkpoint is older than all inside of it.
         number, update = node._sequence_nr(), self._update
-        older = node.name() == "CheckpointFunctionBackward" and not update.grouped
+        older = inside and node.name() == "CheckpointFunctionBackward"
         if not (update.before < number < update.last if older else update.last < number):
             raise RuntimeError(
                 "a checkpointed layer under spectral_norm is recomputed in the backward, but another training forward "

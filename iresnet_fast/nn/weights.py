@@ -44,6 +44,7 @@ class _Frame(NamedTuple):
 
 # Exactly this type: torch.compile reads neither context variables nor subclasses of threading.local.
 _thread = threading.local()
+_thread.frame = None  # in the thread that imports this: compiled code would be compiled again once it is there
 
 
 def _frame() -> _Frame | None:
@@ -402,7 +403,7 @@ def _update_together(module: nn.Module) -> dict[nn.Module, tuple[Tensor, int | N
         )
         check_sigma(result.sigma, weights)
         if again:
-            norms[0].check_recomputation()
+            norms[0].check_recomputation(inside=True)
         else:
             with torch.no_grad():
                 vectors = [*(norm._u for norm in norms), *(norm._v for norm in norms)]
