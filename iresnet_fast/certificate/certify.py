@@ -25,7 +25,7 @@ from ..nn import (
     frozen_state,
 )
 from ..nn.inspection import obstacle, stated_by
-from ..nn.weights import normalized_weights, unsharded
+from ..nn.weights import normalized_weights, settle, sharded_parts, unsharded
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
@@ -113,11 +113,17 @@ def enforce(model: nn.Module, *, progress: Progress | None = None) -> Certificat
         The certificate of the rescaled model.
 
     Raises:
-        TypeError: model is not an ``nn.Module``.
+        TypeError: model is not an ``nn.Module``, or is under ``fully_shard`` (FSDP2).
         ValueError: there is no invertible module in it, or a weight is not finite.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    if sharded_parts(model):
+        raise TypeError(
+            "enforce: fully_shard (FSDP2) keeps a part of each weight on each rank, and a rescaled whole would be "
+            "lost. Call enforce before fully_shard, or on a model that has loaded the full state dict"
+        )
+    settle(model)
     for module in model.modules():
         norm = find_spectral_norm(module)
         if norm is None:

@@ -17,6 +17,8 @@ Fingerprint = tuple[Any, ...]
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 _BOOKKEEPING = _INTERNAL | {"_update"}
 _SETTINGS = (int, float, str, tuple)
+# Where hooks are defined that change no result.
+_HARMLESS = (f"{__package__}.", "torch.distributed.fsdp.")
 # Odd numbers without a pattern, as 64-bit integers with a sign.
 _FACTORS = (-0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15)
 
@@ -55,9 +57,9 @@ def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:
 
 
 def foreign_hooks(module: nn.Module) -> list[Any]:
-    """Return the forward hooks of a module that may change what it computes: all but those defined in this package."""
+    """Return the forward hooks of a module that may change what it computes: all but ours and those of FSDP2."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-    return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith(f"{__package__}.")]
+    return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith(_HARMLESS)]
 
 
 def has_own(module: nn.Module, method: str, known: type[nn.Module]) -> bool:

@@ -426,7 +426,7 @@ def _groups(module: nn.Module) -> Iterator[list[tuple[SpectralNorm, Tensor]]]:
 
 
 def _check_not_sharded(module: nn.Module) -> None:
-    if _sharded_parts(module):
+    if sharded_parts(module):
         raise TypeError(
             "fuse: fully_shard (FSDP2) keeps a part of each weight on each rank and frees the whole after use, while a "
             "grouped update needs all weights at once, as its gradient does. Use DistributedDataParallel, or call "
@@ -434,7 +434,7 @@ def _check_not_sharded(module: nn.Module) -> None:
         )
 
 
-def _sharded_parts(module: nn.Module) -> list[Any]:
+def sharded_parts(module: nn.Module) -> list[Any]:
     """The parts of a module under ``fully_shard`` (FSDP2)."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return []
@@ -449,7 +449,7 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
     All ranks must enter it. Other modules are left alone.
     """
-    parts = _sharded_parts(module)
+    parts = sharded_parts(module)
     if not parts:
         yield
         return

@@ -66,6 +66,47 @@ dist.destroy_process_group()
 """
 
 
+SHARDED_TRAINING = """
+import sys, copy, torch, torch.distributed as dist, torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+import iresnet_fast as irf
+
+def run(rank, address):
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    blocks = [irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(4, (16,), coeff=0.8)) for _ in range(2)]
+    plain = irf.nn.InvertibleSequential(*blocks)
+    model = copy.deepcopy(plain)
+    for part in (*model, model):
+        fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
+    x, target = torch.randn(8, 4), 3 * torch.randn(8, 4)
+    for either in (plain, model):
+        optimizer = torch.optim.SGD(either.train().parameters(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (either(x) - target).square().mean().backward()
+            optimizer.step()
+        either.eval()
+    torch.testing.assert_close(model(x), plain(x))
+    assert irf.certify(model).guaranteed
+    result = model.solve_inverse(model(x).detach())
+    torch.testing.assert_close(result.x, x, rtol=0, atol=1e-5)
+    assert result.certified.all() and not model.inverse(x).requires_grad
+    try:
+        irf.enforce(model)
+    except TypeError as error:
+        assert "Call enforce before fully_shard" in str(error)
+    else:
+        raise AssertionError("enforce")
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    mp.spawn(run, args=(sys.argv[1],), nprocs=2)
+    print("certified on both")
+"""
+
+
 def run(tmp_path, program):
     script = tmp_path / "program.py"
     script.write_text(program)
@@ -85,6 +126,10 @@ def run(tmp_path, program):
 
 def test_data_parallel_ranks_stay_bit_equal(tmp_path):
     assert "equal on both" in run(tmp_path, DATA_PARALLEL)
+
+
+def test_sharded_models_train_and_their_inverse_is_certified(tmp_path):
+    assert "certified on both" in run(tmp_path, SHARDED_TRAINING)
 
 
 def test_sharded_weights_are_an_error(tmp_path):
