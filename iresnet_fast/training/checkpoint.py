@@ -58,10 +58,13 @@ def restore(
     load_into(model, checkpoint.model)
     if average is not None:
         load_into(average, checkpoint.average)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found: dict[int, dict[str, Tensor]] = {}
     for key, value in checkpoint.optimizer.items():
         index, name = key.split(".", 1)
-        found.setdefault(int(index), {})[name] = value
+        shape = parameters[int(index)].shape
+        # Averages of a parameter that was a scalar in version 0.1; the count of steps is one in every version.
+        found.setdefault(int(index), {})[name] = value if name == "step" or value.dim() else value.expand(shape).clone()
     optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -71,8 +74,9 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: names or shapes are others.
     """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    # A scalar is taken for one value: LipSwish's beta was one in version 0.1.
+    own = {name: tuple(value.shape) or (1,) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) or (1,) for name, value in state.items()}
     if own != theirs:
         missing, unknown = sorted(own.keys() - theirs.keys()), sorted(theirs.keys() - own.keys())
         differing = [name for name in own if name in theirs and own[name] != theirs[name]]

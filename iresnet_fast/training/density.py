@@ -150,7 +150,7 @@ def fit_flow(
                 on_step(step, value)
     stepper.conclude()
     if stepper.average is not None:
-        with torch.no_grad():  # evaluation fits the power iterations' vectors to the weights that changed here
+        with torch.no_grad():  # eval() lets the vectors of the power iterations settle on these
             for parameter, mean in zip(model.parameters(), stepper.average.module.parameters(), strict=True):
                 parameter.copy_(mean)
     return FitReport(stepper.taken, stepper.skipped, losses)
