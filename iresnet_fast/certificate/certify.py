@@ -25,7 +25,8 @@ from ..nn import (
     frozen_state,
 )
 from ..nn.inspection import obstacle, stated_by
-from ..nn.weights import normalized_weights, settle, sharded_parts, unsharded
+from ..nn.sharding import sharded_parts, unsharded
+from ..nn.weights import normalized_weights, settle
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 

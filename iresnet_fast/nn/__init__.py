@@ -8,10 +8,12 @@ from .bijections.preprocessing import Center, Logit
 from .bijections.split import Flatten, Split
 from .bijections.squeeze import Squeeze
 from .branches import Bottleneck, LipschitzMLP
+from .fuse import fuse, fused_weights, is_fused, unfuse
 from .residual.block import InvertibleResidualBlock
 from .residual.sequential import ChainInverseResult, InvertibleSequential
-from .spectral_norm import SpectralConv2d, SpectralLinear, SpectralNorm, find_spectral_norm, spectral_norm
-from .weights import frozen_state, fuse, fused_weights, is_fused, settle, unfuse
+from .spectral_layers import SpectralConv2d, SpectralLinear
+from .spectral_norm import SpectralNorm, find_spectral_norm, spectral_norm
+from .weights import frozen_state, settle
 
 __all__ = [
     "ACTIVATIONS",

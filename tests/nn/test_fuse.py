@@ -108,6 +108,18 @@ def test_fusing_twice_and_unfusing():
         irf.fuse("model")
 
 
+def test_a_fused_part_of_a_fused_model_is_updated_once():
+    model = nn.Sequential(irf.nn.SpectralLinear(3, 3), nn.Sequential(irf.nn.SpectralLinear(3, 3))).double().train()
+    plain = copy.deepcopy(model)
+    irf.fuse(model)
+    irf.fuse(model[1])
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for either in (model, plain):
+        either(x)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+
+
 def test_a_part_called_alone_and_an_error_in_the_middle(monkeypatch):
     model = irf.fuse(nn.Sequential(irf.nn.SpectralLinear(3, 3), nn.Linear(4, 4))).train()
     with pytest.raises(RuntimeError, match="shapes"):

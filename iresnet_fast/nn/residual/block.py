@@ -14,9 +14,11 @@ from ...estimators import Estimator, LogDet, check_same_shape, default_estimator
 from ...ops._arguments import can_look
 from ...solvers import InverseResult, NotConvergedError, attach_branch_gradient, invert_residual, solve_values
 from ..bijections.base import Bijection
+from ..fuse import fused_weights
 from ..inspection import Fingerprint, fingerprint, parts_of
+from ..sharding import unsharded
 from ..spectral_norm import SpectralNorm
-from ..weights import Snapshot, frozen_state, fused_weights, is_frozen, unsharded
+from ..weights import Snapshot, frozen_state, is_frozen
 from .inverse import Branch, invert_branch, read_branch
 from .structure import image_and_jacobian
 

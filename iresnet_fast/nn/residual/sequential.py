@@ -17,7 +17,8 @@ from ..bijections.base import Bijection, apply_with_log_det, no_volume_change
 from ..bijections.injective_pad import InjectivePad
 from ..bijections.split import Split
 from ..inspection import foreign_hooks, has_own, obstacle, stated_by
-from ..weights import frozen_state, unsharded
+from ..sharding import unsharded
+from ..weights import frozen_state
 from .block import InvertibleResidualBlock, convolution_layout
 from .recompute import apply_recomputing
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from ..activations import LipSwish, MaxMin
 from ..branches import Bottleneck, LipschitzMLP
 from ..inspection import obstacle
-from ..spectral_norm import SpectralConv2d, SpectralLinear
+from ..spectral_layers import SpectralConv2d, SpectralLinear
 
 Numbers = tuple[float | Tensor, float]
 NO_NUMBERS: Numbers = (0.0, 0.0)
