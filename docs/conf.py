@@ -16,7 +16,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"^(?!iresnet_fast).*"),
     (
         "py:class",
-        r"iresnet_fast\.(nn\.fuse\._Module|reference\.conv_operator\.ConvGeometry|estimators\.products\.Evaluation)",
+        r"iresnet_fast\.(nn\.(fuse|weights)\._Module|reference\.conv_operator\.ConvGeometry|estimators\.products\.Evaluation)",
     ),
 ]
 

@@ -48,7 +48,7 @@ def serves(op: str, device_type: str) -> bool:
 
 
 def _list_kernels() -> frozenset[tuple[str, str]]:
-    """The ops and kinds of devices that the compiled library has kernels for: all there are, before ours of Python."""
+    """List the pairs of op and device that have a compiled kernel; runs before kernels of Python are registered."""
     found = set()
     for qualified in torch._C._dispatch_get_all_op_names() if loaded else ():
         name = qualified.partition(".")[0]

@@ -16,21 +16,19 @@ from torch.nn.utils import parametrize
 
 from ..nn import (
     Bijection,
-    Bottleneck,
     InvertibleResidualBlock,
     InvertibleSequential,
-    LipschitzMLP,
     Split,
     find_spectral_norm,
     frozen_state,
 )
 from ..nn.inspection import obstacle, stated_by
+from ..nn.residual.structure import CHAINS
 from ..nn.sharding import sharded_parts, unsharded
 from ..nn.weights import normalized_weights, settle
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
 from .result import BlockBound, Certificate, LayerBound
 
-_CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 # enforce aims at least this far below coeff, so that rounding the weights to their dtype does not lift the norm above.
 _MARGIN = 1e-6
 _ENFORCE_ROUNDS = 4
@@ -180,6 +178,9 @@ def _link(name: str, module: nn.Module) -> _Link:
     if not isinstance(module, Bijection):
         return _Link(None, None, (f"{name}: not proven: {type(module).__name__} is not an irf.nn.Bijection",))
     known = next((kind for kind in (InvertibleResidualBlock, Split) if isinstance(module, kind)), stated_by(module))
+    if known is Bijection:
+        undefined = f"{type(module).__name__} does not define lipschitz(). Define it to return its constants"
+        return _Link(None, None, (f"{name}: not proven: {undefined}",))
     if reason := obstacle(module, known):
         return _Link(None, None, (f"{name}: not proven: {reason}",))
     if isinstance(module, InvertibleResidualBlock):
@@ -233,7 +234,7 @@ def _branch(name: str, module: nn.Module, layers: list[LayerBound], obstacles: l
     if reason:
         obstacles.append(f"{name}: not proven: {reason}")
         return None
-    if kind in _CHAINS and kind not in REGISTRY:
+    if kind in CHAINS and kind not in REGISTRY:
         parts = [(key, part) for key, part in module._modules.items() if part is not None]
         return _product([_branch(f"{name}.{key}", part, layers, obstacles) for key, part in parts])
     if kind not in REGISTRY:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import LipSwish, MaxMin, SpectralConv2d, SpectralLinear, find_spectral_norm
-from ..ops._arguments import check_values
+from ..ops.arguments import check_values
 from ..ops.conv_norm import conv_norm_bound, rounding_term
 
 LipschitzFn = Callable[[Any], float]

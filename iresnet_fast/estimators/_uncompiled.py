@@ -1,4 +1,4 @@
-"""What compiled code leaves to eager code. Importing it imports the compiler: only compiled code does."""
+"""Run in eager code what a graph cannot hold. Importing this imports torch._dynamo: only compiled code does."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ class NeumannGradient:
     the series, so that with :class:`RussianRoulette` value and gradient are unbiased. The gradient is not that of the
     value that was drawn, but has the same expectation. Each sample's part is its own: any loss may follow. It cannot be
     differentiated again, which is an error: for second derivatives there are the series themselves, and ``Exact``.
+    Inside a transform of ``torch.func`` it is the series itself.
 
     Args:
         series: gives the value, and the weights of the terms.
@@ -46,7 +47,8 @@ class NeumannGradient:
         assumed: float | None = None,
     ) -> tuple[Tensor, LogDet]:
         """g(x) (B, ...) and the estimated :class:`LogDet`; the arguments are those of :class:`Estimator`."""
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            # A transform may differentiate again, which only the series themselves allow.
             return self.series(g, x, lipschitz=lipschitz, assumed=assumed)
         return self.series.estimate(g, x, _sum_of_terms, lipschitz, assumed)
 

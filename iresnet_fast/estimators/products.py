@@ -32,7 +32,8 @@ class Evaluation:
         self.differentiable = torch.is_grad_enabled()
         self.n_vjps = 0
         self._pullback: Callable[[Tensor], tuple[Tensor]] | None = None
-        if torch.compiler.is_compiling():  # which traces torch.func, and not torch.autograd.grad
+        # The compiler traces torch.func, and not torch.autograd.grad; transforms nest.
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             self.image, self._pullback = torch.func.vjp(g, x)  # type: ignore[misc]  # a pair where has_aux is false
             check_same_shape(x, self.image)
             return

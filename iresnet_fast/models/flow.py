@@ -14,7 +14,7 @@ from ..data import dequantize
 from ..estimators import Estimator, LogDet
 from ..nn import ActNorm, ChainInverseResult, frozen_state, fuse
 from ..nn.bijections.base import apply_with_log_det
-from ..ops._arguments import can_look
+from ..ops.arguments import can_look
 from .configuration import Source, build_config
 from .flow_config import FlowConfig
 from .flow_trunk import build_trunk
@@ -180,16 +180,14 @@ class IResNetFlow(Pretrained):
                     "nothing. Remedy: train it, or load a state dict"
                 )
         latents = self.prior.sample(n, temperature, generator)
-        with frozen_state(self):
-            parts = [self.inverse(z, tol=_tolerance(tol, z), **options) for z in latents.split(batch_size)]
-        return torch.cat(parts)
+        return torch.cat([self.inverse(z, tol=_tolerance(tol, z), **options) for z in latents.split(batch_size)])
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, tol: float | None = None, **options: Any) -> Tensor:
         """Data (B, *in_shape) through the latents and back; ``tol`` as in :meth:`sample`, options of the inverse."""
         with frozen_state(self):
             z = self.features(x)
-            return self.inverse(z, tol=_tolerance(tol, z), **options)
+        return self.inverse(z, tol=_tolerance(tol, z), **options)
 
     @torch.no_grad()
     def interpolate(
@@ -214,8 +212,8 @@ class IResNetFlow(Pretrained):
             )
         with frozen_state(self):
             z0, z1 = self.features(start), self.features(end)
-            weights = torch.linspace(0, 1, n_steps, dtype=z0.dtype, device=z0.device).view(-1, 1, 1)
-            x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), tol=_tolerance(tol, z0), **options)
+        weights = torch.linspace(0, 1, n_steps, dtype=z0.dtype, device=z0.device).view(-1, 1, 1)
+        x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), tol=_tolerance(tol, z0), **options)
         return x.view(n_steps, *start.shape)
 
     @torch.no_grad()

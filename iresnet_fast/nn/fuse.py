@@ -11,9 +11,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..ops.power_iteration import power_iteration
-from .inspection import check_sigma
 from .sharding import sharded_parts
-from .weights import is_frozen, is_recomputing, lend, normalized_weights, now, take_back, version_of, weight_in_place
+from .weights import (
+    check_sigma,
+    is_frozen,
+    is_recomputing,
+    lend,
+    normalized_weights,
+    take_back,
+    version_of,
+    weight_in_place,
+)
 
 if TYPE_CHECKING:
     from .spectral_norm import SpectralNorm
@@ -85,7 +93,8 @@ class _Fusion:
 
     def update(self, module: nn.Module, args: Any) -> None:
         """Before a forward: iterate, and put the weights in place."""
-        if not module.training or parametrize._cache_enabled:  # caching, the caller wants one weight for many forwards
+        # Under torch's caching the caller wants one weight for many forwards. Transforms see plain ATen only.
+        if not module.training or parametrize._cache_enabled or torch._C._are_functorch_transforms_active():
             return
         take_back(self)  # what a forward left that was interrupted
         lend(_update_together(module), self)
@@ -110,17 +119,18 @@ def _update_together(module: nn.Module) -> dict[nn.Module, tuple[Tensor, int | N
             geometries=[norm.geometry for norm in norms],
             n_iterations=0 if again else norms[0].n_power_iterations,
             layers_per_node=_stages(norms),
+            in_backward=False,
         )
         check_sigma(result.sigma, weights)
-        if again:
-            norms[0].check_recomputation(inside=True)
-        else:
+        if not again:
             with torch.no_grad():
                 vectors = [*(norm._u for norm in norms), *(norm._v for norm in norms)]
                 torch._foreach_copy_(vectors, [*result.u, *result.v])
-            time = now()
-            for norm in norms:
-                norm.note_update(time, grouped=True)
+        for norm in norms:
+            if again:
+                norm.check_recomputation(inside=True)
+            else:
+                norm.note_update(grouped=True)
         found.update(zip(norms, zip(result.weights, map(version_of, weights), strict=True), strict=True))
     return found
 

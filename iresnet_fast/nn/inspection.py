@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _torch_module
 
 from .. import _extension
-from ..ops._arguments import can_look
 
 Fingerprint = tuple[Any, ...]
 # What torch keeps in every module besides its settings, and what an evaluation writes without changing the result.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-_BOOKKEEPING = _INTERNAL | {"_update"}
+_BOOKKEEPING = _INTERNAL | {"_updates", "_seen"}
 _SETTINGS = (int, float, str, tuple)
 # Where hooks are defined that change no result.
 _HARMLESS = (f"{__package__}.", "torch.distributed.fsdp.")
@@ -38,24 +37,6 @@ def parts_of(module: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:
-    """Raise where a norm is not finite.
-
-    Not on a GPU, where the host would wait for the device: a NaN weight shows in every output.
-
-    Raises:
-        ValueError: the norm of a weight is NaN or infinite.
-    """
-    if sigma.device.type != "cpu" or not can_look(sigma) or bool(torch.isfinite(sigma).all()):
-        return
-    index = int((~torch.isfinite(sigma.view(-1))).nonzero()[0])
-    raise ValueError(
-        f"spectral_norm: the norm of the weight of shape {tuple(weights[index].shape)} is "
-        f"{sigma.view(-1)[index].item()}: it has NaN, infinite or overflowing values. Use a smaller learning rate, or "
-        "load finite weights"
-    )
-
-
 def foreign_hooks(module: nn.Module) -> list[Any]:
     """Return the forward hooks of a module that may change what it computes: all but ours and those of FSDP2."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
@@ -63,12 +44,12 @@ def foreign_hooks(module: nn.Module) -> list[Any]:
 
 
 def has_own(module: nn.Module, method: str, known: type[nn.Module]) -> bool:
-    """Whether a module of a known type has this method from a subclass, or of its own."""
+    """Return true if a module of a known type has this method from a subclass, or of its own."""
     return getattr(type(module), method, None) is not getattr(known, method, None) or method in vars(module)
 
 
 def obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
-    """Why a module cannot be taken for one of a known type; None where it can."""
+    """Return why a module cannot be taken for one of a known type; None if it can."""
     kind = type(module)
     if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
         return f"{kind.__name__} has a forward or inverse of its own"

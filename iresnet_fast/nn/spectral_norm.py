@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,15 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..ops._arguments import can_look, check_values, per_axis
+from ..ops.arguments import can_look, check_values, per_axis
 from ..ops.conv_norm import conv_padding
 from ..ops.power_iteration import power_iteration as grouped_power_iteration
 from ..ops.power_iteration import vector_shapes
 from ..reference.conv_operator import ConvGeometry
 from ..reference.power_iteration import estimate, normalized, power_iteration
-from .inspection import check_sigma
 from .sharding import whole
-from .weights import adopt, is_frozen, is_recomputing, now, weight_in_place
+from .weights import adopt, check_sigma, is_frozen, is_recomputing, weight_in_place
 
 # Power iterations at construction.
 _FIRST_ITERATIONS = 15
@@ -27,6 +28,10 @@ _FIRST_ITERATIONS = 15
 # settled where one iteration changes it by less than the second, and then keep every bit: saving, loading and copying
 # an evaluated model change nothing.
 _SETTLE_TOL, _SETTLED_TOL, _SETTLE_ITERATIONS = 1e-7, 1e-6, 4000
+# They are also compared with vectors orthogonal to them after so many iterations: σ must not be larger by this share.
+_OTHER_ITERATIONS, _LARGER = 6, 1e-3
+# Which norms the recomputation of each checkpoint has used, by the hooks that it runs under.
+_recomputing: weakref.WeakKeyDictionary[Any, weakref.WeakSet[SpectralNorm]] = weakref.WeakKeyDictionary()
 _CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1,
     nn.Conv2d: 2,
@@ -38,17 +43,17 @@ _CONVOLUTIONS: dict[type[nn.Module], int] = {
 
 
 class _Update(NamedTuple):
-    """When u and v were iterated last: numbers that order the moments among the nodes of autograd's graph.
+    """Record that u and v were written.
 
     Attributes:
-        before: of the update before the last.
-        last: of the last.
-        grouped: whether the last was one of :func:`iresnet_fast.fuse`.
+        time: a number that orders the moment among the nodes of autograd's graph.
+        grouped: whether the last iteration was one of a grouped update (:func:`iresnet_fast.fuse`).
+        thread: that wrote; each counts nodes on its own.
     """
 
-    before: int
-    last: int
+    time: int
     grouped: bool
+    thread: int
 
 
 class SpectralNorm(nn.Module):
@@ -59,9 +64,8 @@ class SpectralNorm(nn.Module):
     ``enforce`` has proven otherwise. State is u and v only, under torch's names ``_u`` and ``_v``.
 
     In training mode every use iterates u and v once (``n_power_iterations`` times), except inside a backward, where
-    ``torch.utils.checkpoint`` runs a forward again. In evaluation mode W̄ is a pure function of W, u and v. The vectors
-    settle at construction, at ``eval()``, in ``certify``, ``enforce`` and ``irf.settle``, and at ``load_state_dict``
-    into a module in evaluation mode. Inverses change no state in any mode.
+    ``torch.utils.checkpoint`` runs a forward again. In evaluation mode W̄ is a pure function of W, u and v, which have
+    settled by then: see :meth:`iresnet_fast.nn.weights.NormalizedWeight.settle`. Inverses change no state in any mode.
 
     Args:
         weight: the weight to be normalized, for its shape.
@@ -94,7 +98,8 @@ class SpectralNorm(nn.Module):
         u, v = self._first_vectors(weight)
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
-        self._update: _Update | None = None
+        # The last two, the latest first.
+        self._updates: tuple[_Update, ...] = ()
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normalized weight, of weight's shape and dtype."""
@@ -102,12 +107,16 @@ class SpectralNorm(nn.Module):
         if given is not None:
             return given
         if self.training and not is_frozen(self):
+            if torch.compiler.is_compiling() and self.can_be_updated(weight):
+                # As one op, which the compiler does not run again in the backward, from u and v that have changed.
+                return self._by_op(weight, self.n_power_iterations)
             if not is_recomputing():
                 self._iterate_once(whole(weight))
-            elif self._update is not None:
-                self.check_recomputation(inside=not self._update.grouped)
-                if self._update.grouped:
-                    return self._regrouped(weight)
+            elif self._updates:
+                grouped = self._updates[0].grouped
+                self.check_recomputation(inside=not grouped)
+                if grouped:  # by the op that made it, so that a checkpoint saves the same tensors again
+                    return self._by_op(weight, 0)
         return self.evaluate(weight)
 
     def evaluate(self, weight: Tensor) -> Tensor:
@@ -123,7 +132,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def settle(self, weight: Tensor) -> None:
-        """Iterate u and v until one iteration changes σ by less than rounding; settled vectors keep every bit."""
+        """Iterate u and v until they have settled, in float64; settled vectors keep every bit."""
         weight = whole(weight)
         if not can_look(weight, self._u) or not bool(torch.isfinite(weight).all()):
             return  # nothing to iterate on, or NaN, which would settle never
@@ -134,52 +143,100 @@ class SpectralNorm(nn.Module):
         wide, u, v = (part.double() for part in (weight, *vectors))
         tol = max(_SETTLED_TOL, torch.finfo(self._u.dtype).eps)
         if power_iteration(wide, u, v, 1, self.geometry, tol)[0] is not u:
-            vectors = power_iteration(wide, u, v, _SETTLE_ITERATIONS, self.geometry, _SETTLE_TOL)
-        self._keep(*vectors)
+            vectors = u, v = power_iteration(wide, u, v, _SETTLE_ITERATIONS, self.geometry, _SETTLE_TOL)
+        # Vectors of another singular pair than the largest settle, too: is there a larger one beside them?
+        fresh = self._first_vectors(weight)[1].double()
+        fresh = fresh - (fresh * v).sum() / v.square().sum() * v
+        others = power_iteration(wide, u, fresh, _OTHER_ITERATIONS, self.geometry)
+        ratio = estimate(wide, *others, self.geometry) / estimate(wide, u, v, self.geometry)
+        if not bool(ratio <= 1 + max(tol, _LARGER)):
+            vectors = power_iteration(wide, *others, _SETTLE_ITERATIONS, self.geometry, _SETTLE_TOL)
+        self.keep(*vectors)
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
         """Iterate u and v for the first time, a fixed number of times."""
-        self._keep(*self._iterate(weight, (self._u, self._v), _FIRST_ITERATIONS, None))
+        self.keep(*self._iterate(weight, (self._u, self._v), _FIRST_ITERATIONS, None))
 
     def can_be_updated(self, weight: Tensor) -> bool:
         """Return true if the next use is a training forward of a fixed number of iterations, in float32 or float64."""
         plain = weight.dtype == self._u.dtype == _compute_dtype(weight) and weight.device == self._u.device
         return self.training and plain and self.tol is None
 
-    def note_update(self, time: int | None, *, grouped: bool) -> None:
-        """Note that u and v were iterated at a moment of :func:`iresnet_fast.nn.weights.now`."""
-        if time is not None:
-            self._update = _Update(-1 if self._update is None else self._update.last, time, grouped)
+    def keep(self, u: Tensor, v: Tensor, *, iterated: bool = False) -> None:
+        """Write u and v, and record it; settled vectors are not written to."""
+        if u is self._u:
+            return
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._u.is_inference() and not torch.is_inference_mode_enabled():
+            self._u, self._v = self._u.clone(), self._v.clone()
+        self._u.copy_(u)
+        self._v.copy_(v)
+        self.note_update(grouped=False if iterated or not self._updates else self._updates[0].grouped)
+
+    def note_update(self, *, grouped: bool) -> None:
+        """Record that u and v were written just now."""
+        if torch.compiler.is_compiling():
+            return
+        update = _Update(torch._C._autograd._get_sequence_nr(), grouped, threading.get_ident())
+        self._updates = update, *(before for before in self._updates[:1] if before.thread == update.thread)
 
     def check_recomputation(self, *, inside: bool) -> None:
-        """Raise where u and v were iterated again since the forward that is recomputed in this backward.
+        """Raise where u and v were written since the forward that is recomputed in this backward.
 
         Args:
-            inside: whether that forward iterated them inside of what is recomputed, or before it.
+            inside: whether that forward wrote them inside of what is recomputed, or before it.
 
         Raises:
-            RuntimeError: they were iterated again; the weight of that forward is lost.
+            RuntimeError: they were written again; the weight of that forward is lost.
         """
         node: Any = torch._C._current_autograd_node()
-        if node is None or self._update is None:
+        if node is None or not self._updates:
             return
+        last, *earlier = self._updates
+        elsewhere = self._u.device.type == "cpu" and last.thread != threading.get_ident()
         # The node is part of the recomputed forward. That of a reentrant checkpoint is older than all inside of it.
-        number, update = node._sequence_nr(), self._update
-        older = inside and node.name() == "CheckpointFunctionBackward"
-        if not (update.before < number < update.last if older else update.last < number):
+        if inside and node.name() == "CheckpointFunctionBackward":
+            mixed = any(before.grouped and not last.grouped for before in earlier)  # which was it?
+            stale = mixed or any(node._sequence_nr() < before.time for before in earlier)
+        else:
+            stale = node._sequence_nr() < last.time
+        if elsewhere or stale or self._is_used_again(inside):
             raise RuntimeError(
-                "a checkpointed layer under spectral_norm is recomputed in the backward, but another training forward "
-                "has iterated its u and v since, so the weight of its own forward is lost. Run the backward of each "
-                "forward before the next forward; or fuse the model (irf.fuse) if one forward uses the layer several "
-                "times; or keep activations instead of torch.utils.checkpoint"
+                "a layer under spectral_norm is recomputed in a backward, but its u and v have changed since its "
+                "forward, whose weight is lost: by another training forward, another thread, eval() or settle. Run "
+                "the backward of each forward before these; or fuse the model (irf.fuse) if one forward uses the layer "
+                "several times; or, if an autograd.Function of your own recomputes it, use torch.utils.checkpoint with "
+                "use_reentrant=False"
             )
 
-    def _regrouped(self, weight: Tensor) -> Tensor:
-        """The weight of the grouped update, by the op that made it: recomputations must save the same tensors."""
+    def _is_used_again(self, inside: bool) -> bool:
+        """Return true if this recomputation has used the layer before: its forward used it with several u and v."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True) if inside else None
+        if hooks is None:  # of a checkpoint, each recomputation has hooks of its own
+            return False
+        users = _recomputing.setdefault(hooks[0], weakref.WeakSet())
+        again = self in users
+        users.add(self)
+        return again
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_updates": ()}  # numbers of another process
+
+    def _by_op(self, weight: Tensor, iterations: int) -> Tensor:
+        """Iterate, and normalize the weight, by the op of grouped updates."""
         found = grouped_power_iteration(
-            [weight], [self._u], [self._v], coeff=self.coeff, geometries=[self.geometry], n_iterations=0
+            [weight],
+            [self._u],
+            [self._v],
+            coeff=self.coeff,
+            geometries=[self.geometry],
+            n_iterations=iterations,
+            in_backward=False,
         )
+        if iterations:
+            with torch.no_grad():
+                self.keep(*found.u, *found.v, iterated=True)
         return found.weights[0]
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -188,13 +245,7 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def _iterate_once(self, weight: Tensor) -> None:
-        self._keep(*self._iterate(weight, (self._u, self._v), self.n_power_iterations, self.tol))
-        self.note_update(now(), grouped=False)
-
-    def _keep(self, u: Tensor, v: Tensor) -> None:
-        if u is not self._u:  # so that settled vectors are not written to
-            self._u.copy_(u)
-            self._v.copy_(v)
+        self.keep(*self._iterate(weight, (self._u, self._v), self.n_power_iterations, self.tol), iterated=True)
 
     def _first_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors, drawn on the CPU whatever the default device: the same start everywhere."""

@@ -1,9 +1,9 @@
 """Where a normalized weight comes from.
 
 In evaluation mode it is a pure function of its layer's parameter and of the vectors u and v that are kept beside it.
-Events that change the parameter settle the vectors: :meth:`NormalizedWeight.settle` says which. In training mode a
-forward iterates once. Whoever needs other weights for a while puts them in place with :func:`override`, for its own
-thread and for the length of one call: a solve, a recomputation, the grouped update of :func:`fuse`.
+Events that change the parameter settle the vectors: :meth:`NormalizedWeight.settle` lists them. In training mode a
+forward iterates once. A solve or a recomputation puts other weights in place with :func:`override`, and a grouped
+update with :func:`lend` until :func:`take_back`: for its own thread and the length of one call.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..ops.arguments import can_look
 from .inspection import parts_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class _Frame(NamedTuple):
-    """What is in force in a thread.
+    """Record which weights a thread gives out, and which modules it must not change.
 
     Attributes:
         frozen: modules whose forward writes no state; of a spectral norm, the weight that it gives out.
@@ -98,14 +99,17 @@ def lend(lent: Mapping[nn.Module, tuple[Tensor, int | None]], owner: object) -> 
 
 
 def take_back(owner: object) -> None:
-    """End what this owner has lent last in this thread, if nothing was put in place after it."""
+    """Remove the frame that this owner added to this thread, and whatever an interrupted call has left inside of it."""
     frame = _frame()
-    if frame is not None and frame.owner is owner:
-        _thread.frame = frame.outer
+    while frame is not None:
+        if frame.owner is owner:
+            _thread.frame = frame.outer
+            return
+        frame = frame.outer
 
 
 def version_of(weight: Tensor) -> int | None:
-    """How often a tensor was written to; None where nobody counts."""
+    """Return a tensor's version counter; None if torch keeps none (compiled code, inference tensors)."""
     return None if torch.compiler.is_compiling() or weight.is_inference() else weight._version
 
 
@@ -136,11 +140,12 @@ class NormalizedWeight(parametrize.ParametrizationList):
         return cast("SpectralNorm", self._modules["0"])
 
     def settle(self) -> None:
-        """Iterate u and v until the norm changes by less than rounding; vectors that are settled keep every bit.
+        """Iterate u and v until one iteration changes σ by less than 1e-6 of it; settled vectors keep every bit.
 
-        This runs at construction, at ``eval()``, in ``certify``, ``enforce`` and ``settle``, where the weight is
-        assigned or initialized anew, and at ``load_state_dict`` into a module in evaluation mode. In training mode
-        loaded vectors are kept as they are, unless the state dict has the weight without them.
+        In low precision the limit is eps of u's dtype. This runs at ``eval()``, in ``irf.settle`` and ``enforce``, in
+        ``certify`` and ``load_state_dict`` of a module in evaluation mode, in ``spectral_norm`` of such a module, and
+        where the weight is assigned or initialized anew. In training mode loaded vectors are kept as they are, unless
+        the state dict has the weight without them.
         """
         self.norm.settle(self.original)
 
@@ -279,6 +284,9 @@ class Snapshot:
                     # By the module's own attribute, a surrounding ``parametrize.cached()`` is respected.
                     value = getattr(part, name) if len(weight) == 1 else weight.norm(weight.original)
                     self._weights.append(value)
+        # A parameter that a plain layer shares is one of the module's, too.
+        plain = (part for part in parts_of(module) if not isinstance(part, NormalizedWeight))
+        replaced -= {id(value) for part in plain for value in part._parameters.values()}
         named = [(name, value) for name, value in module.named_parameters() if id(value) not in replaced]
         self._names, self._parameters = [name for name, _ in named], [value for _, value in named]
 
@@ -294,8 +302,8 @@ class Snapshot:
         return [index for index, owner in enumerate(owners) if owner in inside]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Within it the module uses these weights.
+    def held(self, tensors: Sequence[Tensor] | None = None) -> Iterator[None]:
+        """Within it the module uses these weights, or those of the tensors given.
 
         Raises:
             RuntimeError: its parameters have been replaced since, as ``torch.func.functional_call`` does.
@@ -306,14 +314,22 @@ class Snapshot:
                 "the module's parameters have been replaced since its forward, so gradients would go to others. Run "
                 "the backward where the forward ran, inside the same functional_call"
             )
-        with override(dict(zip(self._norms, self._weights, strict=True))):
+        weights = self._weights if tensors is None else tensors[: len(self._norms)]
+        with override(dict(zip(self._norms, weights, strict=True))):
             yield
+
+    def apart(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Cut the weights among the tensors from their parameters, which the module may depend on besides."""
+        count = len(self._norms)
+        weights = [weight.detach().requires_grad_(weight.requires_grad) for weight in tensors[:count]]
+        return [*weights, *tensors[count:]]
 
     def call(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Evaluate the module at x with these tensors in place of its own, changing no state."""
         count = len(self._norms)
-        others = zip(self._names, tensors[count:], self._parameters, strict=True)
-        changed = {name: new for name, new, old in others if new is not old}
+        own = dict(self.module.named_parameters())
+        others = zip(self._names, tensors[count:], strict=True)
+        changed = {name: new for name, new in others if own.get(name) is not new}
         with override(dict(zip(self._norms, tensors[:count], strict=True))), frozen_state(self.module):
             y: Tensor = torch.func.functional_call(self.module, changed, (x,)) if changed else self.module(x)
             return y
@@ -323,15 +339,24 @@ class Snapshot:
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.tensors))
 
 
+def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:
+    """Raise where a norm is not finite.
+
+    Not on a GPU, where the host would wait for the device: a NaN weight shows in every output.
+
+    Raises:
+        ValueError: the norm of a weight is NaN or infinite.
+    """
+    if sigma.device.type != "cpu" or not can_look(sigma) or bool(torch.isfinite(sigma).all()):
+        return
+    index = int((~torch.isfinite(sigma.view(-1))).nonzero()[0])
+    raise ValueError(
+        f"spectral_norm: the norm of the weight of shape {tuple(weights[index].shape)} is "
+        f"{sigma.view(-1)[index].item()}: it has NaN, infinite or overflowing values. Use a smaller learning rate, or "
+        "load finite weights"
+    )
+
+
 def is_recomputing() -> bool:
     """Return true inside a backward: a forward there recomputes one that was (``torch.utils.checkpoint``)."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def now() -> int | None:
-    """Return a number that orders this moment among the nodes of the autograd graph; None where there is none."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return None
-    with torch.inference_mode(False), torch.enable_grad():
-        node = torch.empty(0, device="cpu", requires_grad=True).view(0).grad_fn
-    return cast(Any, node)._sequence_nr()

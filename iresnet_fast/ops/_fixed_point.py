@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._arguments import check_choice
+from .arguments import check_choice
 
 METHODS = ("anderson", "picard")
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from .. import _extension
 from ..reference.branches import ACTIVATIONS, chain
 from ..reference.fixed_point import iterate_to_tolerance
-from ._arguments import check_choice
 from ._backend import VARIABLE, Op, register
 from ._fixed_point import FixedPoint, check_fixed_point
+from .arguments import check_choice
 
 _SCHEMA = (
     "(Tensor y, Tensor x0, Tensor[] weights, Tensor?[] biases, int[] activations, Tensor parameters, {options}"
@@ -26,7 +26,7 @@ _INT32_MAX = 2**31 - 1
 _DEFAULTS = {"elu": (1.0, 0.0), "softplus": (1.0, 20.0), "lipswish": (0.9740769841801067, 0.0)}
 # A CPU thread keeps up to 48 rows and seven times their width in its lanes: 22 MB.
 _MAX_WIDTH = 1 << 14
-_BOTTLENECK = [(3, 3), (1, 1), (3, 3)]
+BOTTLENECK_KERNELS = [(3, 3), (1, 1), (3, 3)]
 
 
 def mlp_inverse(
@@ -309,7 +309,7 @@ def _check_shapes(op: Op, y: Tensor, weights: Sequence[Tensor]) -> None:
     expected = "(B, D)" if op is MLP else "(B, C, H, W)"
     if y.dim() != (2 if op is MLP else 4):
         raise ValueError(f"y must have shape {expected}, got {tuple(y.shape)}")
-    if op is BOTTLENECK and [tuple(weight.shape[2:]) for weight in weights] != _BOTTLENECK:
+    if op is BOTTLENECK and [tuple(weight.shape[2:]) for weight in weights] != BOTTLENECK_KERNELS:
         shapes = [tuple(weight.shape) for weight in weights]
         raise ValueError(f"weights must be those of a 3×3, a 1×1 and a 3×3 convolution, got shapes {shapes}")
     for i, weight in enumerate(weights if op is MLP else ()):

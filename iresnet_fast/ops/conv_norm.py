@@ -15,8 +15,8 @@ from .. import _extension
 from ..reference import conv_norm as reference
 from ..reference.conv_operator import ConvGeometry, conv_matrix
 from ..reference.conv_symbol import conv_symbol_at
-from ._arguments import check_choice, check_conv_weight, per_axis
 from ._backend import Op, register
+from .arguments import check_choice, check_conv_weight, per_axis
 from .conv_spectrum import conv_singular_values, unit_scale
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import _extension
 from ..reference import conv_spectrum as reference
-from ._arguments import check_choice, check_circular
 from ._backend import Op, register
+from .arguments import check_choice, check_circular
 
 _DRIVERS = ("gram", "svd")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import _extension
 from ..reference import conv_symbol as reference
-from ._arguments import check_circular
 from ._backend import Op, register
+from .arguments import check_circular
 
 
 def conv_symbol(

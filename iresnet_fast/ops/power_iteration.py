@@ -48,6 +48,7 @@ def power_iteration(
     geometries: Sequence[ConvGeometry | None] | None = None,
     n_iterations: int = 1,
     layers_per_node: Sequence[int] | None = None,
+    in_backward: bool = True,
 ) -> PowerIteration:
     """Iterate u ← W v/‖W v‖, v ← Wᵀ u/‖Wᵀ u‖ and normalise the weights, for all layers together.
 
@@ -67,6 +68,8 @@ def power_iteration(
         n_iterations: pairs of half steps; 0 takes u and v as they are.
         layers_per_node: how the layers fall into autograd nodes, in order; default one node. A node's gradients are
             ready when all of its layers' are, so that a node per stage lets data-parallel reduction start early.
+        in_backward: whether to iterate inside a backward, too. False for the forward of a model, which a backward only
+            runs again, compiled or under ``torch.utils.checkpoint``: there u and v are taken as they are.
 
     Returns:
         A :class:`PowerIteration`; u and v are new tensors.
@@ -92,7 +95,7 @@ def power_iteration(
     code = encode(layers)
     detached = [weight.detach() for weight in weights]
     flat, flat_u, flat_v, sigma = torch.ops.iresnet_fast.power_iteration(
-        detached, [part.detach() for part in u], [part.detach() for part in v], coeffs, code, n_iterations
+        detached, [part.detach() for part in u], [part.detach() for part in v], coeffs, code, n_iterations, in_backward
     )
     us, vs = split(flat_u, u), split(flat_v, v)
     if not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
@@ -293,9 +296,16 @@ _Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _power_iteration(
-    weights: list[Tensor], u: list[Tensor], v: list[Tensor], coeff: list[float], geometries: list[int], n: int
+    weights: list[Tensor],
+    u: list[Tensor],
+    v: list[Tensor],
+    coeff: list[float],
+    geometries: list[int],
+    n_iterations: int,
+    in_backward: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layers = decode(geometries)
+    n = n_iterations if in_backward or torch._C._current_graph_task_id() == -1 else 0
 
     def run(backend: str, members: list[int], sizes: list[_Sizes]) -> _Found:
         own, own_u, own_v = ([parts[i] for i in members] for parts in (weights, u, v))
@@ -316,7 +326,7 @@ def _power_iteration(
     shares = list(_share_out(weights, layers))
     if len(shares) == 1:
         return run(*shares[0])
-    found = _power_iteration_fake(weights, u, v, coeff, geometries, n)
+    found = _power_iteration_fake(weights, u, v)
     targets = [split(flat, like) for flat, like in zip(found[:3], (weights, u, v), strict=True)]
     for backend, members, sizes in shares:
         *flats, sigma = run(backend, members, sizes)
@@ -348,7 +358,7 @@ def _share_out(weights: list[Tensor], layers: Layers) -> Iterator[tuple[str, lis
 
 
 def _power_iteration_fake(
-    weights: list[Tensor], u: list[Tensor], v: list[Tensor], coeff: list[float], geometries: list[int], n: int
+    weights: list[Tensor], u: list[Tensor], v: list[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     flat, flat_u, flat_v = (parts[0].new_empty(sum(part.numel() for part in parts)) for parts in (weights, u, v))
     return flat, flat_u, flat_v, weights[0].new_empty(len(weights))
@@ -454,8 +464,8 @@ def _power_iteration_backward_fake(
 # Not by torch.library.custom_op, which imports the compiler at its first call.
 _LIBRARY = torch.library.Library("iresnet_fast", "FRAGMENT")
 _LIBRARY.define(
-    "power_iteration(Tensor[] weights, Tensor[] u, Tensor[] v, float[] coeff, int[] geometries, int n) -> (Tensor, "
-    "Tensor, Tensor, Tensor)"
+    "power_iteration(Tensor[] weights, Tensor[] u, Tensor[] v, float[] coeff, int[] geometries, int n_iterations, "
+    "bool in_backward=True) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
     "power_iteration_backward(Tensor[] grads, Tensor normalized, Tensor u, Tensor v, Tensor sigma, float[] coeff, "

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..ops._arguments import check_choice
 from ..ops._fixed_point import FixedPoint, check_fixed_point
+from ..ops.arguments import check_choice
 from ..ops.fixed_point_update import fused_steps
 from .arguments import ON_FAILURE, check_image
 from .iteration import Iteration

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .fixed_point import invert_residual
 from .precision import autocast_settings
@@ -17,6 +16,7 @@ from .result import InverseResult, NotConvergedError, sample_norms
 
 # A branch as a function of x and of all tensors that it depends on.
 Branch = Callable[[Tensor, Sequence[Tensor]], Tensor]
+_ONCE = "an inverse can be differentiated once: its gradient comes from a solve, which has no gradient of its own"
 # What an InverseResult has of each sample.
 _PER_SAMPLE = ("x", "residual", "error_bound", "iterations", "evaluations", "converged", "certified")
 
@@ -71,7 +71,7 @@ def solve_values(
         found.append(solve(y, x0, tensors))
         return tuple(getattr(found[-1], name) for name in _PER_SAMPLE)
 
-    outputs = _Values.apply(run, y, x0, *tensors)
+    outputs = _Values.apply(run, True, y, x0, *tensors)
     return replace(found[-1], **dict(zip(_PER_SAMPLE, outputs, strict=True)))
 
 
@@ -80,40 +80,49 @@ def _over_samples(
     run: Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]],
     samples: Sequence[tuple[Tensor, int | None]],
     tensors: Sequence[tuple[Tensor, int | None]],
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """``vmap`` of a computation that treats samples independently, of (tensor, axis mapped over) pairs."""
+) -> tuple[Tensor, ...]:
+    """``vmap`` over axis 0 of a computation that treats samples independently, of pairs (tensor, mapped axis)."""
     size: int = info.batch_size
     if all(axis is None for _, axis in tensors):
         folded = [part.expand(size, *part.shape) if axis is None else part.movedim(axis, 0) for part, axis in samples]
         outputs = run([part.flatten(0, 1) for part in folded], [part for part, _ in tensors])
-        return tuple(part.unflatten(0, folded[0].shape[:2]) for part in outputs), (0,) * len(outputs)
+        return tuple(part.unflatten(0, folded[0].shape[:2]) for part in outputs)
 
     def taken(pairs: Sequence[tuple[Tensor, int | None]], index: int) -> list[Tensor]:
         return [part if axis is None else part.select(axis, index) for part, axis in pairs]
 
     rows = [run(taken(samples, index), taken(tensors, index)) for index in range(size)]
-    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True)), (0,) * len(rows[0])
+    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
 
 class _Values(torch.autograd.Function):
-    """A solve, by which nothing is differentiated."""
+    """Run a computation on the values behind two tensors of samples, and the tensors that it depends on.
+
+    It is not differentiated: the outputs are constants, or an error to differentiate.
+    """
 
     @staticmethod
-    def forward(run: Callable[..., tuple[Tensor, ...]], y: Tensor, x0: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return run(y, x0, tensors)
+    def forward(
+        run: Callable[..., tuple[Tensor, ...]], constant: bool, a: Tensor, b: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        return run(a, b, tensors)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output)
+        if inputs[1]:
+            ctx.mark_non_differentiable(*output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        return (None,) * len(ctx.needs_input_grad)
+        raise RuntimeError(_ONCE)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], run: Any, *tensors: Tensor) -> Any:
-        pairs = list(zip(tensors, in_dims[1:], strict=True))
-        return _over_samples(info, lambda parts, rest: _Values.apply(run, *parts, *rest), pairs[:2], pairs[2:])
+    def vmap(info: Any, in_dims: tuple[Any, ...], run: Any, constant: bool, *tensors: Tensor) -> Any:
+        pairs = list(zip(tensors, in_dims[2:], strict=True))
+        outputs = _over_samples(
+            info, lambda parts, rest: _Values.apply(run, constant, *parts, *rest), pairs[:2], pairs[2:]
+        )
+        return outputs, (0,) * len(outputs)
 
 
 class _Implicit(torch.autograd.Function):
@@ -129,17 +138,15 @@ class _Implicit(torch.autograd.Function):
         ctx.save_for_backward(output, *tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
-        grads: list[Tensor | None] = [None] * len(tensors)
-        found: tuple[Tensor | None, ...]
         with ctx.autocast():
             if torch._C._are_functorch_transforms_active():
-                w, found = _transformed_gradients(ctx.g, ctx.options, x, grad, tensors, wanted)
+                w, *found = _transformed_gradients(ctx.g, ctx.options, x, grad, tensors, wanted)
             else:
-                w, found = _gradients(ctx.g, ctx.options, x, grad, tensors, wanted)
+                w, *found = differentiable_once(_gradients(ctx.g, ctx.options, x, grad, tensors, wanted), x, _ONCE)
+        grads: list[Tensor | None] = [None] * len(tensors)
         for i, part in zip(wanted, found, strict=True):
             grads[i] = part
         return None, None, w, None, *grads
@@ -148,37 +155,47 @@ class _Implicit(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], g: Branch, options: dict[str, Any], *tensors: Tensor) -> Any:
         pairs = list(zip(tensors, in_dims[2:], strict=True))
         run = _Implicit.apply
-        found, axes = _over_samples(info, lambda parts, rest: (run(g, options, *parts, *rest),), pairs[:2], pairs[2:])
-        return found[0], axes[0]
+        (x,) = _over_samples(info, lambda parts, rest: (run(g, options, *parts, *rest),), pairs[:2], pairs[2:])
+        return x, 0
 
 
-class _Adjoint(torch.autograd.Function):
-    """The w of one gradient, inside a transform of ``torch.func``."""
+def differentiable_once(grads: Sequence[Tensor | None], source: Tensor, message: str) -> list[Tensor | None]:
+    """Make it an error to differentiate gradients again, where a graph of them is being recorded.
+
+    As torch's ``once_differentiable``, which lets a constant incoming gradient through: what is built on it would then
+    have no gradient, silently.
+
+    Args:
+        grads: gradients, computed without a graph.
+        source: what they depend on, with a graph.
+        message: of the error.
+    """
+    if not (torch.is_grad_enabled() and source.requires_grad):
+        return list(grads)
+    found = iter(_Final.apply(message, source, *(part for part in grads if part is not None)))
+    return [None if part is None else next(found) for part in grads]
+
+
+class _Final(torch.autograd.Function):
+    """The identity on gradients that have no gradient of their own."""
 
     @staticmethod
-    def forward(g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, *tensors: Tensor) -> Tensor:
-        return _gradients(g, options, x, grad, tensors, [])[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
+    def forward(ctx: Any, message: str, source: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
+        ctx.message = message
+        return tuple(part.view_as(part) for part in grads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-        return (None,) * len(ctx.needs_input_grad)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], g: Branch, options: dict[str, Any], *tensors: Tensor) -> Any:
-        pairs = list(zip(tensors, in_dims[2:], strict=True))
-        run = _Adjoint.apply
-        found, axes = _over_samples(info, lambda parts, rest: (run(g, options, *parts, *rest),), pairs[:2], pairs[2:])
-        return found[0], axes[0]
+        raise RuntimeError(ctx.message)
 
 
+@torch.no_grad()
 def _gradients(
     g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """The gradients of y and of the tensors at these places."""
+) -> tuple[Tensor | None, ...]:
+    """The gradients of y, and of the tensors at these places."""
+    # Apart from each other: a weight may depend on another one of them.
+    tensors = [part if part.is_leaf else part.detach().requires_grad_(part.requires_grad) for part in tensors]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         image = g(x, tensors)
@@ -187,8 +204,8 @@ def _gradients(
     else:
         w = _solve_adjoint(image, x, grad, options)
     if not (wanted and image.requires_grad):
-        return w, (None,) * len(wanted)
-    return w, torch.autograd.grad(image, [tensors[i] for i in wanted], -w.to(image.dtype), allow_unused=True)
+        return w, *(None,) * len(wanted)
+    return w, *torch.autograd.grad(image, [tensors[i] for i in wanted], -w.to(image.dtype), allow_unused=True)
 
 
 def _one_by_one(function: Callable[[Tensor], Tensor], batched: Tensor) -> Tensor:
@@ -211,11 +228,15 @@ _LIBRARY.impl("call_one_by_one", lambda x, key: _FUNCTIONS[key](x), "CompositeEx
 
 def _transformed_gradients(
     g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+) -> tuple[Tensor | None, ...]:
     """The same inside a transform of ``torch.func``, where the tensors may be those of a transform."""
-    w: Tensor = _Adjoint.apply(g, options, x, grad, *tensors)
+
+    def solve(x: Tensor, grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        return _gradients(g, options, x, grad, tensors, ())
+
+    (w,) = _Values.apply(solve, False, x, grad, *tensors)
     if not wanted:
-        return w, ()
+        return (w,)
 
     def image(*chosen: Tensor) -> Tensor:
         given = list(tensors)
@@ -224,7 +245,7 @@ def _transformed_gradients(
         return g(x, given)
 
     pullback: Any = torch.func.vjp(image, *(tensors[i] for i in wanted))[1]
-    return w, pullback(-w)
+    return w, *pullback(-w)
 
 
 def _solve_adjoint(image: Tensor, x: Tensor, grad: Tensor, options: dict[str, Any]) -> Tensor:

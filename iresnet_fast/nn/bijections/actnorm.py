@@ -1,4 +1,4 @@
-"""Activation normalisation with data-dependent initialisation."""
+"""Activation normalization with data-dependent initialization."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
-from ...ops._arguments import can_look
+from ...ops.arguments import can_look
 from ..weights import is_frozen
 from .base import Bijection, sum_over_positions
 
@@ -21,9 +21,9 @@ class ActNorm(Bijection):
     """Per-channel affine map y = (x + bias)·exp(log_scale) (Kingma & Dhariwal 2018).
 
     The first batch seen in training mode sets bias and log_scale so that y has mean 0 and variance 1 per channel
-    (channels that hardly vary are only centred); under ``DistributedDataParallel`` it is the batch of all ranks. That
-    this has happened is part of the state dict, so that a loaded
-    layer keeps what it learned. In evaluation mode before that, it is the identity.
+    (channels that hardly vary are only centered); under ``DistributedDataParallel`` it is the batch of all ranks. The
+    state dict records that this has happened, so a loaded layer keeps what it learned. Before that, evaluation mode is
+    the identity.
 
     Args:
         num_features: channels C.
@@ -46,19 +46,19 @@ class ActNorm(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(num_features))
         # An integer, as BatchNorm's counter: tools that average buffers cannot subtract booleans.
         self.register_buffer("initialized", torch.tensor(0))
-        # The same fact for Python, once it has been seen: later forwards need not wait for a device to tell.
-        self._ready = False
+        # The buffer that was seen to be set: later forwards need not wait for a device to tell.
+        self._seen: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; initialises on the first training batch."""
+        """Normalize; the first training batch sets bias and scale."""
         self._check(x)
-        if self.training and not (self._ready or is_frozen(self)):
+        if self.training and self._seen is not self.initialized and not is_frozen(self):
             self._initialize(x)
         shape = self._broadcast(x)
         return (x + self.bias.view(shape)) * self.log_scale.exp().view(shape)
 
     def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """The exact inverse; never initialises, and ignores options."""
+        """Return the exact inverse; sets nothing, and ignores options."""
         self._check(y)
         shape = self._broadcast(y)
         return y * (-self.log_scale).exp().view(shape) - self.bias.view(shape)
@@ -78,6 +78,8 @@ class ActNorm(Bijection):
     @torch.no_grad()
     def _initialize(self, x: Tensor) -> None:
         if torch._C._are_functorch_transforms_active():
+            if _is_set(self.initialized):
+                return
             raise RuntimeError(
                 "ActNorm cannot initialize inside a transform of torch.func. Call the model once before, in training "
                 "mode, or load a state dict"
@@ -87,12 +89,13 @@ class ActNorm(Bijection):
             _initialize(*arguments)
         else:  # as an op, for a graph cannot ask for values
             torch.ops.iresnet_fast.actnorm_initialize(*arguments)
-        self._ready = True
+        if can_look(*arguments) or torch.compiler.is_compiling():  # others have no values, and were not set
+            self._seen = self.initialized
 
     def mark_initialized(self) -> None:
         """Keep bias and log_scale as they are, whatever the first batch."""
         self.initialized.fill_(1)
-        self._ready = True
+        self._seen = self.initialized
 
     def _broadcast(self, x: Tensor) -> tuple[int, ...]:
         return (1, self.num_features) + (1,) * (x.dim() - 2)
@@ -105,7 +108,7 @@ class ActNorm(Bijection):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._ready = can_look(self.initialized) and bool(self.initialized)
+        self._seen = self.initialized if can_look(self.initialized) and bool(self.initialized) else None
 
     def extra_repr(self) -> str:
         """Shown by repr."""
@@ -136,6 +139,13 @@ def _initialize(x: Tensor, bias: Tensor, log_scale: Tensor, initialized: Tensor)
     bias.copy_(found[0])
     log_scale.copy_(found[1])
     initialized.fill_(1)
+
+
+def _is_set(flag: Tensor) -> bool:
+    """Return true if a flag is set behind all transforms of ``torch.func``; of an ensemble, in all its members."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(flag):
+        flag = torch._C._functorch.get_unwrapped(flag)
+    return bool(flag.all())
 
 
 _LIBRARY = torch.library.Library("iresnet_fast", "FRAGMENT")

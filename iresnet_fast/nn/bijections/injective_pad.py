@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...estimators import Estimator, LogDet
-from ...ops._arguments import can_look
+from ...ops.arguments import can_look
 from ...solvers import sample_norms
 from .base import Bijection
 

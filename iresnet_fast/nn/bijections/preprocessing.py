@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...estimators import Estimator, LogDet
-from ...ops._arguments import can_look
+from ...ops.arguments import can_look
 from .base import Bijection, no_volume_change
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from ...estimators import Estimator, LogDet, check_same_shape, default_estimator
-from ...ops._arguments import can_look
+from ...ops.arguments import can_look, check_choice
 from ...solvers import InverseResult, NotConvergedError, attach_branch_gradient, invert_residual, solve_values
 from ..bijections.base import Bijection
 from ..fuse import fused_weights
@@ -19,7 +20,7 @@ from ..inspection import Fingerprint, fingerprint, parts_of
 from ..sharding import unsharded
 from ..spectral_norm import SpectralNorm
 from ..weights import Snapshot, frozen_state, is_frozen
-from .inverse import Branch, invert_branch, read_branch
+from .inverse import PATHS, Branch, invert_branch, read_branch
 from .structure import image_and_jacobian
 
 
@@ -125,7 +126,8 @@ class InvertibleResidualBlock(Bijection):
                 (:func:`iresnet_fast.ops.mlp_inverse`, :func:`iresnet_fast.ops.bottleneck_inverse`); ``"general"`` by
                 the solver that takes any branch; ``"fused"`` is an error where there is no such op. The result says
                 which, and why. ``iterate_in``: ``torch.float16`` or ``torch.bfloat16`` to evaluate the branch in low
-                precision first and in y's own at the end, which decides; the result's ``precision`` says so.
+                precision first and in y's own at the end, which decides; the result's ``precision`` says so. Inside a
+                transform of ``torch.func`` the solve takes the general path in y's own precision, without a proof.
 
         Raises:
             NotConvergedError: samples that did not converge; in the backward, too.
@@ -136,10 +138,12 @@ class InvertibleResidualBlock(Bijection):
             return self._solve_inverse(y, options)
 
     def _solve_inverse(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
+        if unpack_dual(y).tangent is not None:
+            raise RuntimeError("an inverse has no forward-mode derivative. Use jacrev or backward in place of jvp")
         if torch._C._are_functorch_transforms_active():
             return self._solve_transformed(y, options)
-        now = fingerprint(self.g)
-        if self._known is None or self._known[0] != now:
+        now, known = fingerprint(self.g), self._known
+        if known is None or known[0] != now:
             self.check_invertible()
         options.setdefault("lipschitz", self._still_proven(now))
         if not torch.is_grad_enabled():
@@ -152,6 +156,9 @@ class InvertibleResidualBlock(Bijection):
 
     def _solve_transformed(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
         """Inside a transform of ``torch.func``: by the general path, and without a proof, which needs values."""
+        check_choice("path", options.get("path", "auto"), PATHS)
+        if options.get("path") == "fused":
+            raise ValueError("path='fused' does not work inside a transform of torch.func. Use path='auto'")
         self.check_invertible()
         with frozen_state(self.g):
             snapshot = Snapshot(self.g)

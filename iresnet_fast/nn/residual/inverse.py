@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...ops._arguments import check_choice
-from ...ops._fixed_point import FixedPoint
+from ...ops import FixedPoint
+from ...ops.arguments import check_choice
 from ...ops.block_inverse import (
     BOTTLENECK,
+    BOTTLENECK_KERNELS,
     MLP,
     bottleneck_inverse,
     bottleneck_inverse_obstacle,
@@ -33,8 +34,6 @@ _TOLERANCE = 1e-6
 _RESOLVED = {torch.float16: 1e-4, torch.bfloat16: 1e-3}
 _LOW_PATIENCE = 2
 PATHS = ("auto", "general", "fused")
-
-_BOTTLENECK = [(3, 3), (1, 1), (3, 3)]
 
 
 class _NotWholeError(Exception):
@@ -226,8 +225,8 @@ def _read_padding(layers: list[Any]) -> bool | None:
     if not kinds <= set(CONVOLUTIONS):
         raise _NotWholeError("it has linear layers and convolutions")
     sizes = [layer.kernel_size for layer in layers]
-    if sizes != _BOTTLENECK:
-        raise _NotWholeError(f"its kernels are {sizes}, not {_BOTTLENECK}")
+    if sizes != BOTTLENECK_KERNELS:
+        raise _NotWholeError(f"its kernels are {sizes}, not {BOTTLENECK_KERNELS}")
     modes = set()
     for layer in layers:
         around = tuple(size // 2 for size in layer.kernel_size)

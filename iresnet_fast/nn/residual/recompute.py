@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ...solvers import NotConvergedError, autocast_settings, evaluation_precision, invert_residual, sample_norms
+from ...solvers import (
+    NotConvergedError,
+    autocast_settings,
+    differentiable_once,
+    evaluation_precision,
+    invert_residual,
+    sample_norms,
+)
 from ..weights import Snapshot, frozen_state
 from .block import InvertibleResidualBlock, convolution_layout
 from .inverse import invert_branch
@@ -18,6 +24,7 @@ from .inverse import invert_branch
 # A block's input is recomputed to this many eps of its dtype, or as near as rounding allows: at most so many eps of the
 # precision that the branch is evaluated in.
 _TARGET, _ACCEPTED = 16, 4
+_ONCE = "recompute='inverse' can be differentiated once. Use recompute=None for second derivatives"
 # Evaluations without a smaller residual after which rounding allows no more.
 _PATIENCE = 3
 
@@ -77,11 +84,17 @@ class _Recompute(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            grads = _Recompute._backward(ctx, grad)
+        return None, None, *differentiable_once(grads, ctx.saved_tensors[1], _ONCE)
+
+    @staticmethod
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, y, *tensors = ctx.saved_tensors
+        tensors = ctx.snapshot.apart(tensors)
         grads: list[Tensor | None] = [None] * len(tensors)
-        with ctx.autocast(), ctx.snapshot.held(), frozen_state(ctx.snapshot.module):
+        with ctx.autocast(), ctx.snapshot.held(tensors), frozen_state(ctx.snapshot.module):
             for link, draw in zip(reversed(ctx.links), reversed(ctx.draws), strict=True):
                 x = _undo(link, y, draw)
                 wanted = [i for i in ctx.snapshot.of(link) if ctx.needs_input_grad[3 + i]]
@@ -95,7 +108,7 @@ class _Recompute(torch.autograd.Function):
                         grads[i] = part if grads[i] is None else grads[i] + part
                 y = x.detach()
             _check_recovered(y, first)
-        return None, None, grad if ctx.needs_input_grad[2] else None, *grads
+        return grad if ctx.needs_input_grad[2] else None, *grads
 
 
 def _undo(link: nn.Module, y: Tensor, draw: _Draw | None) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
-from ...ops._arguments import can_look
+from ...ops.arguments import can_look
 from ...solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
 from ..bijections.base import Bijection, apply_with_log_det, no_volume_change
 from ..bijections.injective_pad import InjectivePad
@@ -75,7 +75,8 @@ class InvertibleSequential(nn.Sequential, Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run all modules in order."""
-        if self.recompute and torch.is_grad_enabled() and len(self):
+        transformed = torch._C._are_functorch_transforms_active()  # which keep activations
+        if self.recompute and torch.is_grad_enabled() and not transformed and len(self):
             return apply_recomputing(self, list(self._leaves()), x)
         y: Tensor = super().forward(x)
         return y

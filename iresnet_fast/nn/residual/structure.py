@@ -28,13 +28,13 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[str, Callable[[Any], Numbers]]] = {
 }
 LINEAR, CONVOLUTIONS = (nn.Linear, SpectralLinear), (nn.Conv2d, SpectralConv2d)
 _LAYERS = (*LINEAR, *CONVOLUTIONS)
-_CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
+CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 # Nothing where an inverse exists: check_invertible refuses active dropout.
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class NoChainError(Exception):
-    """The module is no such chain; the message says why."""
+    """Raised if a branch is not a chain of layers and activations; the message says why."""
 
 
 class Chain(NamedTuple):
@@ -89,7 +89,7 @@ def read_chain(g: nn.Module) -> Chain:
 
 def _parts(g: nn.Module) -> Iterator[nn.Module]:
     """The modules of a branch in order; those of chains within in place of the chains."""
-    if type(g) not in _CHAINS:
+    if type(g) not in CHAINS:
         yield g
         return
     if why := obstacle(g, type(g)):

@@ -7,16 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-
-# Subclasses may stand for values that are nowhere, as FakeTensor does.
-_WITH_VALUES = (Tensor, torch.nn.Parameter)
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def can_look(*tensors: Tensor) -> bool:
     """Return true if Python may act on values: not in compiled code, transforms of torch.func, or without memory."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    return all(type(tensor) in _WITH_VALUES and tensor.device.type != "meta" for tensor in tensors)
+    return not any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors)
 
 
 def check_conv_weight(weight: Tensor, groups: int = 1) -> int:
