@@ -59,7 +59,7 @@ format: setup  ## let ruff and clang-format rewrite the sources
 	$(BIN)/clang-format -i $(FORMAT)
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) .venv-cuda gpu-check build dist demo *.egg-info iresnet_fast/*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-cuda .venv-oldest gpu-check build dist demo *.egg-info iresnet_fast/*.so .pytest_cache .mypy_cache .ruff_cache
 
 # The two stamps keep second runs short: packages again only when the pins change, the build only with its sources.
 $(VENV)/.packages: requirements-dev.txt

@@ -109,8 +109,9 @@ def _read(part: nn.Module, tensors: list[Tensor]) -> tuple[Any, ...]:
     found: list[Any] = [id(part), type(part)]
     for group in (part._parameters, part._buffers):
         tensors += [tensor for tensor in group.values() if tensor is not None]
-    for name in sorted(own.keys() - _BOOKKEEPING):
-        value = own[name]
+    for name, value in own.items():
+        if name in _BOOKKEEPING:
+            continue
         if isinstance(value, Tensor):
             tensors.append(value)
         found += (name, value if isinstance(value, _SETTINGS) else id(value))

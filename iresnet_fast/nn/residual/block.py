@@ -17,7 +17,7 @@ from ...solvers import InverseResult, NotConvergedError, attach_branch_gradient,
 from ..bijections.base import Bijection
 from ..fuse import fused_weights
 from ..inspection import Fingerprint, fingerprint, parts_of
-from ..sharding import unsharded
+from ..sharding import sharded_parts, unsharded
 from ..spectral_norm import SpectralNorm
 from ..weights import Snapshot, frozen_state, is_frozen
 from .inverse import PATHS, Branch, invert_branch, read_branch
@@ -134,8 +134,10 @@ class InvertibleResidualBlock(Bijection):
             ValueError: ``path="fused"`` for a branch that no op inverts; arguments out of their range.
             RuntimeError: dropout or batch normalisation in training mode: such a branch has no inverse.
         """
-        with unsharded(self):
-            return self._solve_inverse(y, options)
+        if sharded_parts(self):
+            with unsharded(self):
+                return self._solve_inverse(y, options)
+        return self._solve_inverse(y, options)
 
     def _solve_inverse(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
         if unpack_dual(y).tangent is not None:
