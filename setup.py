@@ -61,12 +61,13 @@ def extension():
         )
         return []
     sources = ["csrc/library.cpp", *sorted(glob("csrc/common/*.cpp") + glob("csrc/cpu/*.cpp"))]
-    flags = {"cxx": ["-O3", "-fno-math-errno", "-fopenmp", "-Wall", "-Wextra", "-Wno-psabi"]}
+    # The standard by name: torch 2.11 would choose C++17.
+    flags = {"cxx": ["-std=c++20", "-O3", "-fno-math-errno", "-fopenmp", "-Wall", "-Wextra", "-Wno-psabi"]}
     make, macros = cpp_extension.CppExtension, []
     if cuda_wanted():
         sources += sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr"]
+        flags["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
         make, macros = cpp_extension.CUDAExtension, [("IRESNET_FAST_CUDA", None)]
         macros.append(("IRESNET_FAST_CUDA_ARCHITECTURES", f'"{os.environ["TORCH_CUDA_ARCH_LIST"]}"'))
     root = os.path.dirname(os.path.abspath(__file__))

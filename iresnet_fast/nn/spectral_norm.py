@@ -65,7 +65,7 @@ class SpectralNorm(nn.Module):
 
     In training mode every use iterates u and v once (``n_power_iterations`` times), except inside a backward, where
     ``torch.utils.checkpoint`` runs a forward again. In evaluation mode W̄ is a pure function of W, u and v, which have
-    settled by then: see :meth:`iresnet_fast.nn.weights.NormalizedWeight.settle`. Inverses change no state in any mode.
+    settled by then (:func:`iresnet_fast.nn.settle`). Inverses change no state in any mode.
 
     Args:
         weight: the weight to be normalized, for its shape.
@@ -369,10 +369,8 @@ def _check_coeff(coeff: float) -> None:
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Within it products are in the dtype of their factors; devices without autocast ("meta") have it always."""
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
+    """Within it products are in the dtype of their factors; the meta device knows no autocast."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def _compute_dtype(weight: Tensor) -> torch.dtype:
