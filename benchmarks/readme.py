@@ -54,8 +54,8 @@ HEADLINES = (
         "spectral normalisation of the 7-7-7 network, forward and backward",
         "spectral_norm",
         "iresnet_fast, fused normalisation",
-        "torch.compile",
-        "torch.compile, layer by layer",
+        "eager normalisation",
+        "eager, layer by layer",
     ),
     Headline(
         "inverse of a block or a network to 1e-6", "inverse", _INVERSE, "eager, 100", "the papers' 100 iterations"

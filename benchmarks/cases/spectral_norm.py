@@ -126,7 +126,11 @@ def _problem(
             Provider(_OURS, lambda _: layers.normalise_fused(), 1e-5, _flat, work=work),
             Provider(_EAGER, lambda _: layers.normalise(), 1e-5, _flat, work=work),
             Provider(
-                "torch.compile of it, layer by layer", _ignoring_input(compiled(twin.normalise)), 1e-5, _flat, work=work
+                "iresnet_fast, unfused, torch.compile",
+                _ignoring_input(compiled(twin.normalise)),
+                1e-5,
+                _flat,
+                work=work,
             ),
             # Its one iteration a forward is an estimate: within 10 % of 1 it has done what it promises.
             Provider(
