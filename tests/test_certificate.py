@@ -308,6 +308,115 @@ def test_chain_is_certified_only_where_every_link_is_known():
     assert InvertibleSequential(irf.nn.ActNorm(2), block).eval().solve_inverse(torch.randn(3, 2)).certified.all()
 
 
+def test_a_proof_ends_with_hooks_and_methods_of_the_block():
+    block = block_of(linear(0.5))
+    x = torch.randn(3, 2)
+    for change in (
+        lambda: block.register_forward_hook(lambda module, inputs, output: 3 * output),
+        lambda: setattr(block, "forward", lambda x: 3 * x),
+    ):
+        irf.certify(block)
+        assert block.proven_lipschitz() is not None
+        undo = change()
+        assert block.proven_lipschitz() is None
+        assert not block.solve_inverse(x).certified.any()
+        with pytest.raises(RuntimeError, match="forward hooks or a forward of its own"):
+            block.forward_and_log_det(x)
+        if undo is None:
+            del block.forward
+        else:
+            undo.remove()
+
+
+def test_a_certificate_that_says_no_withdraws_the_proof():
+    block = block_of(linear(0.5), nn.ReLU())
+    irf.certify(block)
+    hook = block.register_forward_hook(lambda module, inputs, output: 3 * output)
+    assert not irf.certify(block).guaranteed
+    hook.remove()
+    assert block.proven_lipschitz() is None
+
+
+def test_a_forward_that_is_replaced_for_all_modules_of_a_type(monkeypatch):
+    block, fresh = block_of(linear(0.8), nn.ReLU()), block_of(linear(0.8), nn.ReLU())
+    irf.certify(block)
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: -1.2 * torch.relu(x))
+    assert block.proven_lipschitz() is None
+    assert "ReLU.forward has been replaced" in irf.certify(fresh).obstacles[0]
+    x = torch.randn(3, 2)
+    result = block.solve_inverse(block(x).detach())
+    assert result.path == "general"
+    torch.testing.assert_close(result.x, x, rtol=0, atol=1e-4)
+
+
+class Noise(nn.Module):
+    def forward(self, weight):
+        return weight * torch.bernoulli(torch.full_like(weight, 0.5))
+
+
+class Rounding(torch.Tensor):
+    """As quantized weights: the module's type does not tell what it computes."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_weights_that_may_be_anything_are_not_proven():
+    layer = linear(0.5)
+    parametrize.register_parametrization(layer, "weight", Noise())
+    assert "parametrization Noise" in irf.certify(block_of(layer)).obstacles[0]
+    layer = linear(0.5)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Rounding), requires_grad=False)
+    assert "Rounding" in irf.certify(block_of(layer)).obstacles[0]
+    assert irf.certify(block_of(nn.utils.parametrizations.orthogonal(nn.Linear(2, 2)), linear(0.5))).guaranteed
+
+
+def broken(module, name, value):
+    tensor = getattr(module, name)
+    if isinstance(tensor, torch.Tensor):
+        tensor.data.fill_(value)
+    else:
+        setattr(module, name, value)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (lambda: nn.BatchNorm1d(2), "running_mean", math.nan),
+        (lambda: nn.BatchNorm1d(2), "running_var", math.inf),
+        (lambda: nn.BatchNorm1d(2), "running_var", -1.0),
+        (lambda: nn.BatchNorm1d(2), "weight", math.nan),
+        (lambda: nn.BatchNorm1d(2), "bias", math.inf),
+        (irf.nn.LipSwish, "beta", math.nan),
+        (irf.nn.LipSwish, "beta", math.inf),
+        (nn.ELU, "alpha", math.nan),
+        (nn.LeakyReLU, "negative_slope", math.nan),
+        (nn.Hardtanh, "min_val", math.nan),
+    ],
+)
+def test_numbers_that_are_not_finite_prove_nothing(make, name, value):
+    assert not irf.certify(block_of(linear(0.5), broken(make(), name, value))).guaranteed
+
+
+def test_backward_hooks_have_no_log_determinant():
+    block = block_of(linear(0.5), nn.ELU(), linear(0.5))
+    block.g[1].register_full_backward_hook(lambda module, grads, _: tuple(0.1 * part for part in grads))
+    with pytest.raises(RuntimeError, match="ELU has backward hooks"):
+        block.forward_and_log_det(torch.randn(3, 2))
+
+
+def test_enforce_refuses_before_it_rescales():
+    layer = irf.nn.spectral_norm(nn.Linear(4, 4), 0.9)
+    with torch.no_grad():
+        layer.parametrizations.weight.original.mul_(100)
+    before = layer.parametrizations.weight.original.clone()
+    with pytest.raises(ValueError, match="contains no invertible module"):
+        irf.enforce(nn.Sequential(layer))
+    assert torch.equal(layer.parametrizations.weight.original, before)
+
+
 class Doubled(irf.nn.Bijection):
     """A bijection of a user's own, with its constants."""
 

@@ -26,7 +26,7 @@ from ..nn.inspection import obstacle, stated_by
 from ..nn.residual.structure import CHAINS
 from ..nn.sharding import sharded_parts, unsharded
 from ..nn.weights import normalized_weights, settle
-from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound
+from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound, unproven_reason
 from .result import BlockBound, Certificate, LayerBound
 
 # enforce aims at least this far below coeff, so that rounding the weights to their dtype does not lift the norm above.
@@ -67,12 +67,7 @@ def certify(model: nn.Module, *, progress: Progress | None = None) -> Certificat
         raise RuntimeError(
             "certify would prove what parametrize.cached() holds, not the weights. Remedy: leave that context"
         )
-    scope = _chains(model)
-    if not scope:
-        raise ValueError(
-            f"{type(model).__name__} contains no invertible module. Remedy: build it from irf.nn.InvertibleSequential "
-            "and irf.nn.InvertibleResidualBlock"
-        )
+    scope = _scope(model)
     for weight in normalized_weights(model):
         if not weight.training:
             weight.settle()
@@ -117,6 +112,7 @@ def enforce(model: nn.Module, *, progress: Progress | None = None) -> Certificat
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    _scope(model)
     if sharded_parts(model):
         raise TypeError(
             "enforce: fully_shard (FSDP2) keeps a part of each weight on each rank, and a rescaled whole would be "
@@ -156,6 +152,21 @@ class _Link:
     blocks: tuple[BlockBound, ...] = ()
 
 
+def _scope(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The outermost invertible chains and links in a model.
+
+    Raises:
+        ValueError: there are none.
+    """
+    scope = _chains(model)
+    if not scope:
+        raise ValueError(
+            f"{type(model).__name__} contains no invertible module. Build it from irf.nn.InvertibleSequential and "
+            "irf.nn.InvertibleResidualBlock"
+        )
+    return scope
+
+
 def _chains(module: nn.Module, name: str = "") -> list[tuple[str, nn.Module]]:
     """The outermost invertible chains and links in a model; what stands outside of them is not judged."""
     if isinstance(module, Bijection):
@@ -177,10 +188,12 @@ def _links(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
 def _link(name: str, module: nn.Module) -> _Link:
     if not isinstance(module, Bijection):
         return _Link(None, None, (f"{name}: not proven: {type(module).__name__} is not an irf.nn.Bijection",))
+    if isinstance(module, InvertibleResidualBlock):
+        module.attach_proof(None)  # what was proven before, until it is proven again
     known = next((kind for kind in (InvertibleResidualBlock, Split) if isinstance(module, kind)), stated_by(module))
     if known is Bijection:
         undefined = f"{type(module).__name__} does not define lipschitz(). Define it to return its constants"
-        return _Link(None, None, (f"{name}: not proven: {undefined}",))
+        return _Link(None, None, (f"{name}: not proven: {obstacle(module, type(module)) or undefined}",))
     if reason := obstacle(module, known):
         return _Link(None, None, (f"{name}: not proven: {reason}",))
     if isinstance(module, InvertibleResidualBlock):
@@ -228,7 +241,7 @@ def _block(name: str, block: InvertibleResidualBlock) -> BlockBound:
 def _branch(name: str, module: nn.Module, layers: list[LayerBound], obstacles: list[str]) -> float | None:
     """Proven Lipschitz bound of one module of a branch, noting layers and obstacles on the way."""
     kind = parametrize.type_before_parametrizations(module)
-    reason = obstacle(module, kind)
+    reason = obstacle(module, kind) or unproven_reason(module, kind)
     if getattr(module, "inplace", False):
         reason = "it works in place, which overwrites the x of x + g(x). Remedy: inplace=False"
     if reason:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from ..nn import LipSwish, MaxMin, SpectralConv2d, SpectralLinear, find_spectral_norm
+from ..nn import LipSwish, MaxMin, SpectralConv2d, SpectralLinear, SpectralNorm, find_spectral_norm
+from ..nn.inspection import know_forward
 from ..ops.arguments import check_values
 from ..ops.conv_norm import conv_norm_bound, rounding_term
 
 LipschitzFn = Callable[[Any], float]
 
 REGISTRY: dict[type[nn.Module], LipschitzFn] = {}
+# Parametrizations that are functions of the stored weight: others may draw numbers, or depend on anything.
+_FUNCTIONS = (SpectralNorm, nn.Identity, parametrizations._WeightNorm, parametrizations._Orthogonal)
 # Slope of SiLU at its steepest is 1.09984, of GELU 1.12890.
 _SILU, _GELU = 1.1, 1.13
 
@@ -38,6 +43,26 @@ def register_lipschitz(module_type: type[nn.Module], fn: LipschitzFn) -> None:
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {type(fn).__name__}")
     REGISTRY[module_type] = fn
+    know_forward(module_type)
+
+
+def unproven_reason(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """Return why a module of a type may compute something else than its constant was stated for; None if it cannot."""
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None and type(tensor) not in (Tensor, nn.Parameter):
+            return f"its {name} is a {type(tensor).__name__}, which may compute products in its own way"
+        if tensor is not None and kind not in WEIGHTED and not bool(torch.isfinite(tensor).all()):
+            return f"its {name} has NaN or infinite values"
+    for name, value in vars(module).items():
+        if isinstance(value, float) and math.isnan(value):
+            return f"its {name} is NaN"
+    for name, parts in getattr(module, "parametrizations", {}).items():
+        for part in parts:
+            if type(part) is parametrizations._SpectralNorm and not part.training:
+                continue
+            if type(part) not in _FUNCTIONS:
+                return f"its {name} has the parametrization {type(part).__name__}, which may not be a function of it"
+    return None
 
 
 class NotProvenError(Exception):

@@ -16,6 +16,7 @@ Fingerprint = tuple[Any, ...]
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 _BOOKKEEPING = _INTERNAL | {"_updates", "_seen"}
 _SETTINGS = (int, float, str, tuple)
+_FORWARDS: dict[type[nn.Module], Any] = {}
 # Where hooks are defined that change no result.
 _HARMLESS = (f"{__package__}.", "torch.distributed.fsdp.")
 # Odd numbers without a pattern, as 64-bit integers with a sign.
@@ -39,8 +40,15 @@ def parts_of(module: nn.Module) -> list[nn.Module]:
 
 def foreign_hooks(module: nn.Module) -> list[Any]:
     """Return the forward hooks of a module that may change what it computes: all but ours and those of FSDP2."""
+    if not module._forward_pre_hooks and not module._forward_hooks:
+        return []
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith(_HARMLESS)]
+
+
+def know_forward(kind: type[nn.Module]) -> None:
+    """Remember what a type computes: its forward may be replaced, for all its modules at once."""
+    _FORWARDS[kind] = kind.forward
 
 
 def has_own(module: nn.Module, method: str, known: type[nn.Module]) -> bool:
@@ -51,6 +59,8 @@ def has_own(module: nn.Module, method: str, known: type[nn.Module]) -> bool:
 def obstacle(module: nn.Module, known: type[nn.Module]) -> str | None:
     """Return why a module cannot be taken for one of a known type; None if it can."""
     kind = type(module)
+    if known in _FORWARDS and known.forward is not _FORWARDS[known]:
+        return f"{known.__name__}.forward has been replaced"
     if any(getattr(kind, method, None) is not getattr(known, method, None) for method in ("forward", "inverse")):
         return f"{kind.__name__} has a forward or inverse of its own"
     own = [name for name, value in vars(module).items() if hasattr(kind, name) and callable(value)]
@@ -106,7 +116,7 @@ def _sum_of_bytes(tensors: list[Tensor]) -> int:
 def _read(part: nn.Module, tensors: list[Tensor]) -> tuple[Any, ...]:
     """The numbers, words, parts and functions that determine what a module computes; its tensors go to the list."""
     own = part.__dict__
-    found: list[Any] = [id(part), type(part)]
+    found: list[Any] = [id(part), type(part), type(part).forward]
     for group in (part._parameters, part._buffers):
         tensors += [tensor for tensor in group.values() if tensor is not None]
     for name, value in own.items():

@@ -16,7 +16,7 @@ from ...ops.arguments import can_look, check_choice
 from ...solvers import InverseResult, NotConvergedError, attach_branch_gradient, invert_residual, solve_values
 from ..bijections.base import Bijection
 from ..fuse import fused_weights
-from ..inspection import Fingerprint, fingerprint, parts_of
+from ..inspection import Fingerprint, fingerprint, foreign_hooks, parts_of
 from ..sharding import sharded_parts, unsharded
 from ..spectral_norm import SpectralNorm
 from ..weights import Snapshot, frozen_state, is_frozen
@@ -85,6 +85,7 @@ class InvertibleResidualBlock(Bijection):
         if not x.is_floating_point():
             raise TypeError(f"x must be of floating point, got {x.dtype}")
         self.check_invertible()
+        self._check_hooks()
         estimator = estimator or self.estimator or default_estimator(x[:1].numel())
         lipschitz = None if self.training or not can_look(x) else self.proven_lipschitz()
         known = {"lipschitz": lipschitz, "assumed": self._assumed_lipschitz()}
@@ -96,6 +97,23 @@ class InvertibleResidualBlock(Bijection):
         else:
             image, log_det = estimator(branch, x, **known)
         return x + image, log_det
+
+    def _is_plain(self) -> bool:
+        """Return true if the block computes x + g(x), and no hook or other forward makes something else of it."""
+        return type(self).forward is _FORWARD and "forward" not in self.__dict__ and not foreign_hooks(self)
+
+    def _check_hooks(self) -> None:
+        """Raise where something changes what a log-determinant is made of: the image, or products with gradients."""
+        if not self._is_plain():
+            raise RuntimeError(
+                "the block has forward hooks or a forward of its own, which see no log-det. Change its branch g instead"
+            )
+        for part in parts_of(self):
+            if part._backward_hooks or part._backward_pre_hooks:
+                raise RuntimeError(
+                    f"{type(part).__name__} has backward hooks, which may change the vector-Jacobian products that a "
+                    "log-determinant is made of. Remove them, or hook the parameters' gradients"
+                )
 
     def _assumed_lipschitz(self) -> float | None:
         """What the coefficients of the branch's layers aim at, without a proof; None where there are none."""
@@ -210,6 +228,8 @@ class InvertibleResidualBlock(Bijection):
     def _still_proven(self, now: Fingerprint) -> float | None:
         if self._proof is None or self._proof[0] >= 1 or self._proof[1] != now:
             return None
+        if not self._is_plain():
+            return None
         return self._proof[0]
 
     def _read(self, now: Fingerprint) -> Branch | str | None:
@@ -250,6 +270,9 @@ class InvertibleResidualBlock(Bijection):
                     f"the branch has no inverse while {name or 'it'} ({type(module).__name__}) is in training mode. "
                     "Remedy: model.eval() first"
                 )
+
+
+_FORWARD = InvertibleResidualBlock.forward
 
 
 class _DifferentiableBranch:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..activations import LipSwish, MaxMin
 from ..branches import Bottleneck, LipschitzMLP
-from ..inspection import obstacle
+from ..inspection import know_forward, obstacle
 from ..spectral_layers import SpectralConv2d, SpectralLinear
 
 Numbers = tuple[float | Tensor, float]
@@ -31,6 +31,8 @@ _LAYERS = (*LINEAR, *CONVOLUTIONS)
 CHAINS = (nn.Sequential, Bottleneck, LipschitzMLP)
 # Nothing where an inverse exists: check_invertible refuses active dropout.
 _IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+for _kind in (*_ACTIVATIONS, *_LAYERS, *CHAINS, *_IDENTITIES):
+    know_forward(_kind)
 
 
 class NoChainError(Exception):
@@ -76,6 +78,9 @@ def read_chain(g: nn.Module) -> Chain:
             if isinstance(numbers[0], Tensor) and numbers[0].numel() != 1:
                 raise NoChainError(f"a {kind.__name__} has {numbers[0].numel()} parameters")
         elif kind in _LAYERS:
+            for tensor in module.parameters():
+                if type(tensor) not in (Tensor, nn.Parameter):
+                    raise NoChainError(f"a {kind.__name__} has a {type(tensor).__name__}")
             layers.append(module)
             names.append(name)
             parameters.append(numbers)
