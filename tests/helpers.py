@@ -30,6 +30,14 @@ def small_classifier(**overrides):
     return model.eval()
 
 
+def small_chain(n_blocks=3, features=4, coeff=0.9):
+    """Residual blocks with perceptrons."""
+    blocks = [
+        irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(features, (16,), coeff=coeff)) for _ in range(n_blocks)
+    ]
+    return irf.nn.InvertibleSequential(*blocks)
+
+
 def state_of(module):
     """A copy of every parameter and buffer."""
     return {name: value.clone() for name, value in module.state_dict().items()}

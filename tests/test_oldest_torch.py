@@ -21,7 +21,7 @@ PACKAGES = [
     "typer",
     "rich",
 ]
-TESTS = ["weights", "transforms", "inverse", "fuse", "spectral_norm", "recompute"]
+TESTS = ["weights", "checkpoint", "transforms", "inverse", "fuse", "spectral_norm", "recompute"]
 
 
 def run(*command, cwd, **environment):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..ops.power_iteration import power_iteration
+from .recomputation import is_recomputing
 from .sharding import sharded_parts
 from .weights import (
     check_sigma,
     is_frozen,
-    is_recomputing,
     lend,
     normalized_weights,
     take_back,
@@ -128,9 +128,9 @@ def _update_together(module: nn.Module) -> dict[nn.Module, tuple[Tensor, int | N
                 torch._foreach_copy_(vectors, [*result.u, *result.v])
         for norm in norms:
             if again:
-                norm.check_recomputation(inside=True)
+                norm.writes.check(inside=True, on_cpu=weights[0].device.type == "cpu")
             else:
-                norm.note_update(grouped=True)
+                norm.writes.note(grouped=True)
         found.update(zip(norms, zip(result.weights, map(version_of, weights), strict=True), strict=True))
     return found
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,9 @@ from ..ops.power_iteration import power_iteration as grouped_power_iteration
 from ..ops.power_iteration import vector_shapes
 from ..reference.conv_operator import ConvGeometry
 from ..reference.power_iteration import estimate, normalized, power_iteration
+from .recomputation import Writes, is_recomputing
 from .sharding import whole
-from .weights import adopt, check_sigma, is_frozen, is_recomputing, weight_in_place
+from .weights import adopt, check_sigma, is_frozen, weight_in_place
 
 # Power iterations at construction.
 _FIRST_ITERATIONS = 15
@@ -30,8 +29,6 @@ _FIRST_ITERATIONS = 15
 _SETTLE_TOL, _SETTLED_TOL, _SETTLE_ITERATIONS = 1e-7, 1e-6, 4000
 # They are also compared with vectors orthogonal to them after so many iterations: σ must not be larger by this share.
 _OTHER_ITERATIONS, _LARGER = 6, 1e-3
-# Which norms the recomputation of each checkpoint has used, by the hooks that it runs under.
-_recomputing: weakref.WeakKeyDictionary[Any, weakref.WeakSet[SpectralNorm]] = weakref.WeakKeyDictionary()
 _CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1,
     nn.Conv2d: 2,
@@ -40,20 +37,6 @@ _CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
-
-
-class _Update(NamedTuple):
-    """Record that u and v were written.
-
-    Attributes:
-        time: a number that orders the moment among the nodes of autograd's graph.
-        grouped: whether the last iteration was one of a grouped update (:func:`iresnet_fast.fuse`).
-        thread: that wrote; each counts nodes on its own.
-    """
-
-    time: int
-    grouped: bool
-    thread: int
 
 
 class SpectralNorm(nn.Module):
@@ -98,8 +81,7 @@ class SpectralNorm(nn.Module):
         u, v = self._first_vectors(weight)
         self.register_buffer("_u", u)
         self.register_buffer("_v", v)
-        # The last two, the latest first.
-        self._updates: tuple[_Update, ...] = ()
+        self.writes = Writes()
 
     def forward(self, weight: Tensor) -> Tensor:
         """The normalized weight, of weight's shape and dtype."""
@@ -112,10 +94,9 @@ class SpectralNorm(nn.Module):
                 return self._by_op(weight, self.n_power_iterations)
             if not is_recomputing():
                 self._iterate_once(whole(weight))
-            elif self._updates:
-                grouped = self._updates[0].grouped
-                self.check_recomputation(inside=not grouped)
-                if grouped:  # by the op that made it, so that a checkpoint saves the same tensors again
+            else:
+                self.writes.check(inside=not self.writes.grouped, on_cpu=weight.device.type == "cpu")
+                if self.writes.grouped:  # by the op that made it, so that a checkpoint saves the same tensors again
                     return self._by_op(weight, 0)
         return self.evaluate(weight)
 
@@ -149,7 +130,7 @@ class SpectralNorm(nn.Module):
         fresh = fresh - (fresh * v).sum() / v.square().sum() * v
         others = power_iteration(wide, u, fresh, _OTHER_ITERATIONS, self.geometry)
         ratio = estimate(wide, *others, self.geometry) / estimate(wide, u, v, self.geometry)
-        if not bool(ratio <= 1 + max(tol, _LARGER)):
+        if bool(ratio > 1 + max(tol, _LARGER)):
             vectors = power_iteration(wide, *others, _SETTLE_ITERATIONS, self.geometry, _SETTLE_TOL)
         self.keep(*vectors)
 
@@ -172,56 +153,7 @@ class SpectralNorm(nn.Module):
             self._u, self._v = self._u.clone(), self._v.clone()
         self._u.copy_(u)
         self._v.copy_(v)
-        self.note_update(grouped=False if iterated or not self._updates else self._updates[0].grouped)
-
-    def note_update(self, *, grouped: bool) -> None:
-        """Record that u and v were written just now."""
-        if torch.compiler.is_compiling():
-            return
-        update = _Update(torch._C._autograd._get_sequence_nr(), grouped, threading.get_ident())
-        self._updates = update, *(before for before in self._updates[:1] if before.thread == update.thread)
-
-    def check_recomputation(self, *, inside: bool) -> None:
-        """Raise where u and v were written since the forward that is recomputed in this backward.
-
-        Args:
-            inside: whether that forward wrote them inside of what is recomputed, or before it.
-
-        Raises:
-            RuntimeError: they were written again; the weight of that forward is lost.
-        """
-        node: Any = torch._C._current_autograd_node()
-        if node is None or not self._updates:
-            return
-        last, *earlier = self._updates
-        elsewhere = self._u.device.type == "cpu" and last.thread != threading.get_ident()
-        # The node is part of the recomputed forward. That of a reentrant checkpoint is older than all inside of it.
-        if inside and node.name() == "CheckpointFunctionBackward":
-            mixed = any(before.grouped and not last.grouped for before in earlier)  # which was it?
-            stale = mixed or any(node._sequence_nr() < before.time for before in earlier)
-        else:
-            stale = node._sequence_nr() < last.time
-        if elsewhere or stale or self._is_used_again(inside):
-            raise RuntimeError(
-                "a layer under spectral_norm is recomputed in a backward, but its u and v have changed since its "
-                "forward, whose weight is lost: by another training forward, another thread, eval() or settle. Run "
-                "the backward of each forward before these; or fuse the model (irf.fuse) if one forward uses the layer "
-                "several times; or, if an autograd.Function of your own recomputes it, use torch.utils.checkpoint with "
-                "use_reentrant=False"
-            )
-
-    def _is_used_again(self, inside: bool) -> bool:
-        """Return true if this recomputation has used the layer before: its forward used it with several u and v."""
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True) if inside else None
-        if hooks is None:  # of a checkpoint, each recomputation has hooks of its own
-            return False
-        users = _recomputing.setdefault(hooks[0], weakref.WeakSet())
-        again = self in users
-        users.add(self)
-        return again
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_updates": ()}  # numbers of another process
+        self.writes.note(grouped=not iterated and self.writes.grouped)
 
     def _by_op(self, weight: Tensor, iterations: int) -> Tensor:
         """Iterate, and normalize the weight, by the op of grouped updates."""

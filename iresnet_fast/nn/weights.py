@@ -355,8 +355,3 @@ def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:
         f"{sigma.view(-1)[index].item()}: it has NaN, infinite or overflowing values. Use a smaller learning rate, or "
         "load finite weights"
     )
-
-
-def is_recomputing() -> bool:
-    """Return true inside a backward: a forward there recomputes one that was (``torch.utils.checkpoint``)."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
