@@ -139,6 +139,37 @@ def test_power_iteration_in_between_does_not_matter():
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("activation", ["relu", "elu", "lipswish", "maxmin"])
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
+def test_small_inputs_have_right_gradients_or_an_error(activation, scale):
+    branches = [irf.nn.LipschitzMLP(8, (32,), activation=activation) for _ in range(3)]
+    for branch in branches:
+        for layer in branch:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+    chain = irf.nn.InvertibleSequential(*map(irf.nn.InvertibleResidualBlock, branches)).eval()
+    x = scale * torch.randn(32, 8)
+    chain(x).sum().backward()
+    expected = [parameter.grad.clone() for parameter in chain.parameters()]
+    chain.zero_grad()
+    chain.recompute = "inverse"
+    try:
+        chain(x).sum().backward()
+    except RuntimeError as error:
+        assert scale < 1e-2
+        assert "Scale the data" in str(error)  # noqa: PT017
+        return
+    for parameter, gradient in zip(chain.parameters(), expected, strict=True):
+        assert (parameter.grad - gradient).norm() <= 1e-3 * gradient.norm()
+
+
+def test_a_few_small_samples_do_no_harm():
+    chain = irf.nn.InvertibleSequential(irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(4)), recompute="inverse")
+    x = torch.randn(16, 4)
+    x[:3] *= 1e-7
+    chain(x).sum().backward()
+
+
 def test_second_use_of_a_retained_graph():
     _, model = twins(lambda recompute: convolutional(recompute).double().eval())
     x = torch.randn(2, 3, 6, 6).double().requires_grad_()

@@ -139,19 +139,36 @@ def _undo(link: nn.Module, y: Tensor, draw: _Draw | None) -> Tensor:
             "contracts, or recompute=None",
             result,
         )
+    _check_size(result.residual, y)
     return result.x if draw is None else draw.as_then(result.x)
+
+
+def _check_size(error: Tensor, y: Tensor) -> None:
+    """Raise where errors that the tolerance allows are large beside the values themselves, over the batch.
+
+    A tolerance has a floor at norm 1, and a gradient is a sum over samples: few small ones among others do no harm.
+    """
+    allowed = evaluation_precision(y).eps ** 0.5
+    size = sample_norms(y).square().mean().sqrt()
+    if not bool((error <= allowed * size).all()):
+        raise RuntimeError(
+            f"recompute='inverse': values of norm {float(size):.3g} are recovered to {float(error.max()):.3g} only, so "
+            "gradients would be wrong. Scale the data to norms near 1, use float64, or recompute=None"
+        )
 
 
 def _check_recovered(found: Tensor, x: Tensor) -> None:
     """Raise where the chain's input was not recovered: a block that is not injective, or rounding that grew."""
     allowed = evaluation_precision(x).eps ** 0.5
-    drift = sample_norms(found - x) / sample_norms(x).clamp_min(1.0)
+    error = sample_norms(found - x)
+    drift = error / sample_norms(x).clamp_min(1.0)
     if not bool((drift <= allowed).all()):
         raise RuntimeError(
             f"recompute='inverse': the recomputed input of the chain is {float(drift.max()):.3g} away from the true "
             f"one (relative; allowed {allowed:.2g}), so its gradients would be wrong: some block is not invertible, or "
             "rounding grew too much. Remedy: certify(model) and a smaller coeff, float64, or recompute=None"
         )
+    _check_size(error, x)
 
 
 class _Draw:
