@@ -1,4 +1,4 @@
-"""What a module consists of, whether it is what its type says, and whether it is still what it was."""
+"""List the parts of a module, and tell whether it is what its type says and whether it has changed."""
 
 from __future__ import annotations
 

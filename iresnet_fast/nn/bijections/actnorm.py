@@ -13,7 +13,7 @@ from ...ops.arguments import can_look
 from ..weights import is_frozen
 from .base import Bijection, sum_over_positions
 
-# A channel whose standard deviation is below this share of its size carries nothing to normalise: it keeps scale 1.
+# A channel whose standard deviation is below this share of its size carries nothing to normalize: it keeps scale 1.
 _CONSTANT = 1e-3
 
 
