@@ -195,6 +195,65 @@ def settle(module: _Module) -> _Module:
     return module
 
 
+class _AnyTensor(type(Tensor)):  # type: ignore[misc]
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, Tensor)  # so that torch.testing.assert_close compares it with any other tensor
+
+
+class ComputedWeight(Tensor, metaclass=_AnyTensor):
+    """A normalized weight as its layer's attribute gives it out: what is written to it in place raises.
+
+    The weight is computed from the stored one at every use, so that such a write would be lost. What torch computes
+    from it (``clone()``, ``detach()``) is an ordinary tensor.
+    """
+
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
+
+    @property
+    def data(self) -> Tensor:
+        """The values, protected likewise: ``weight.data.normal_()`` is how many models initialize."""
+        return _protected(_values(self))
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        raise _lost_write("data =")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Save it as an ordinary tensor."""
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+
+_values: Any = vars(torch._C.TensorBase)["data"].__get__
+
+
+def _protected(weight: Tensor) -> Tensor:
+    weight.__class__ = ComputedWeight
+    return weight
+
+
+def _lost_write(name: str) -> RuntimeError:
+    return RuntimeError(
+        f"{name} on a weight under spectral_norm, which is computed at every use, so that the write would be lost. "
+        "Write to layer.parametrizations.weight.original and call irf.settle(layer), assign a tensor to layer.weight, "
+        "or change a copy: layer.weight.clone()"
+    )
+
+
+def _refuse(name: str) -> Any:
+    def refuse(self: Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise _lost_write(name)
+
+    return refuse
+
+
+_HARMLESS = ("detach_", "requires_grad_", "share_memory_")
+for _name in dir(Tensor):
+    _in_place = _name.endswith("_") and not _name.startswith("_") and _name not in _HARMLESS
+    _augmented = _name.startswith("__i") and hasattr(Tensor, f"__{_name[3:]}")  # __iadd__ beside __add__
+    if _in_place or _augmented or _name == "__setitem__":
+        setattr(ComputedWeight, _name, _refuse(_name))
+
+
 def adopt(module: nn.Module, name: str) -> NormalizedWeight:
     """Take over a weight of which torch has just registered the parametrization."""
     parametrizations: Any = module.parametrizations
@@ -207,9 +266,9 @@ def adopt(module: nn.Module, name: str) -> NormalizedWeight:
     def read(self: Any) -> Tensor:
         # What is in place in this thread must neither come from torch's cache, which all threads share, nor enter it.
         if _frame() is None:
-            return get(self)
-        value: Tensor = self.parametrizations[name]()
-        return value
+            value = get(self)
+            return _protected(value) if type(value) is Tensor and can_look(value) else value
+        return cast(Tensor, self.parametrizations[name]())
 
     def assign(self: Any, value: Tensor) -> None:
         put(self, value)

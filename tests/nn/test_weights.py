@@ -2,6 +2,7 @@
 
 import copy
 import io
+import operator
 import pickle
 import subprocess
 import sys
@@ -105,6 +106,35 @@ def test_a_weight_that_is_assigned_or_initialized_anew():
     parametrize.register_parametrization(layer, "weight", nn.Identity())
     with pytest.raises(RuntimeError, match="other parametrizations beside spectral_norm"):
         layer.reset_parameters()
+
+
+WRITES = {
+    "nn.init": lambda layer: nn.init.xavier_uniform_(layer.weight),
+    "orthogonal": lambda layer: nn.init.orthogonal_(layer.weight),
+    "of data": lambda layer: layer.weight.data.normal_(0, 0.02),
+    "nn.init of data": lambda layer: nn.init.constant_(layer.weight.data, 1),
+    "data": lambda layer: setattr(layer.weight, "data", torch.ones(4, 4)),
+    "item": lambda layer: layer.weight.__setitem__(0, 1.0),
+    "augmented": lambda layer: operator.iadd(layer.weight, 1),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize("train", [True, False])
+@torch.no_grad()
+def test_a_write_to_the_computed_weight_raises(write, train):
+    layer = irf.nn.SpectralLinear(4, 4).train(train)
+    with pytest.raises(RuntimeError, match=r"the write would be lost. Write to layer.parametrizations.weight.original"):
+        write(layer)
+
+
+def test_what_comes_of_a_computed_weight_is_an_ordinary_tensor(tmp_path):
+    layer = irf.nn.SpectralLinear(4, 4).eval()
+    assert {type(value) for value in (layer.weight.clone(), layer.weight.detach(), layer.weight.T)} == {torch.Tensor}
+    torch.save(layer.weight.detach(), tmp_path / "weight.pt")
+    assert torch.equal(torch.load(tmp_path / "weight.pt"), layer.weight)
+    layer.weight.clone().mul_(2).sum().backward()
+    assert layer.parametrizations.weight.original.grad is not None
 
 
 # Evaluation writes nothing, and reads nothing but parameters and buffers.
