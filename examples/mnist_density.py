@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 import iresnet_fast as irf
 from iresnet_fast.data import load_mnist, midpoints
+from iresnet_fast.finite import finite_or_none
 from iresnet_fast.training import fit_flow
 
 SHOWN = 48
@@ -81,7 +82,7 @@ def main():
     samples = flow.sample(SHOWN, generator=torch.Generator().manual_seed(options.seed))
     draw(samples, images, reconstructions, options.out / "mnist.png")
     figures = {
-        "bits_per_dim": bits._asdict(),
+        "bits_per_dim": finite_or_none(bits._asdict()),
         "steps": report.steps,
         "skipped": report.skipped,
         "training_minutes": wall / 60,

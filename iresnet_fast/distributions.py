@@ -13,6 +13,7 @@ from torch.distributions.transforms import Transform
 
 from .models import IResNetFlow
 from .nn import Bijection, InvertibleSequential, Logit, frozen_state
+from .nn.bijections.base import options_of
 
 
 class FlowTransform(Transform):
@@ -26,8 +27,8 @@ class FlowTransform(Transform):
             shape of a sample.
         event_dim: axes of a sample, for a bijection; a flow knows its own.
         cache_size: 1 to remember the last pair of data and latents, as torch's own transforms do; or 0.
-        **options: of the inverse: ``tol`` and others of
-            :meth:`~iresnet_fast.nn.InvertibleResidualBlock.solve_inverse`.
+        tol: of the inverse, where it iterates.
+        on_failure: of the inverse, where it can fail: ``"raise"``, ``"warn"`` or ``"return"``.
 
     Raises:
         TypeError: flow is neither.
@@ -45,7 +46,13 @@ class FlowTransform(Transform):
     bijective = True
 
     def __init__(
-        self, flow: IResNetFlow | Bijection, *, event_dim: int = 1, cache_size: int = 0, **options: Any
+        self,
+        flow: IResNetFlow | Bijection,
+        *,
+        event_dim: int = 1,
+        cache_size: int = 0,
+        tol: float | None = None,
+        on_failure: str = "raise",
     ) -> None:
         super().__init__(cache_size=cache_size)
         if not isinstance(flow, IResNetFlow | Bijection):
@@ -53,7 +60,7 @@ class FlowTransform(Transform):
         self._flow, self._event_dim = flow, event_dim
         self._bijection: Bijection = flow.trunk if isinstance(flow, IResNetFlow) else flow
         self._in_shape = flow.config.in_shape if isinstance(flow, IResNetFlow) else None
-        self._options = options
+        self._options: dict[str, Any] = {"tol": tol, "on_failure": on_failure}
         axes = event_dim if self._in_shape is None else len(self._in_shape)
         first: nn.Module = self._bijection
         while isinstance(first, InvertibleSequential) and len(first):
@@ -90,7 +97,7 @@ class FlowTransform(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         rows, batch = _as_rows(y, self.codomain.event_dim)
-        x = self._bijection.inverse(rows, **self._options)
+        x = self._bijection.inverse(rows, **options_of(self._bijection, self._options))
         return x.view(*batch, *x.shape[1:])
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

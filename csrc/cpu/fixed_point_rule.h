@@ -1,4 +1,4 @@
-// When one sample of a fixed-point inverse stops, and where it goes on: the rule of solvers/iteration.py, in scalars.
+// When one sample of a fixed-point inverse stops, and where it goes on: the rule of reference/fixed_point.py, in scalars.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,8 @@ constexpr double kFast = 0.1;
 constexpr int64_t kLongestBackoff = 64;
 // Room for rounding above the a-priori bound, and the iterations allowed where there is none.
 constexpr int64_t kSpareIterations = 20, kMaxIterations = 1000;
+// Evaluations without a smaller residual after which a sample that has converged does not try for more.
+constexpr int64_t kSettled = 2;
 
 struct FixedPointRule {
   double tol, lipschitz;  // lipschitz < 0: none is proven
@@ -51,12 +53,16 @@ struct FixedPointSample {
  private:
   void judge(const FixedPointRule& rule, bool taken) {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    const double factor = rule.proven() ? rule.lipschitz / (1 - rule.lipschitz) : 1;
-    converged = factor * residual <= threshold && threshold < kInfinity;
+    // The solution's residual and error, as shares of the iterate's residual.
+    const double shrunk = rule.proven() ? rule.lipschitz : 1;
+    const double grown = rule.proven() ? rule.lipschitz / (1 - rule.lipschitz) : 1;
+    converged = shrunk * residual <= threshold && threshold < kInfinity;
+    const bool close = grown * residual <= threshold && threshold < kInfinity;
     since_best = residual < best ? 0 : since_best + 1;
     best = std::fmin(best, residual);
+    const bool settled = converged && since_best >= kSettled;
     const bool lost = taken && !(residual < kInfinity);  // a mixed iterate that left the domain of g is only refused
-    done = converged || lost || since_best >= rule.patience || iterations >= limit;
+    done = close || settled || lost || since_best >= rule.patience || iterations >= limit;
   }
 
   Step mix(bool taken, double squared, double along) {

@@ -198,7 +198,9 @@ def _link(name: str, module: nn.Module) -> _Link:
         return _Link(None, None, (f"{name}: not proven: {reason}",))
     if isinstance(module, InvertibleResidualBlock):
         block = _block(name, module)
-        module.attach_proof(block.lipschitz)
+        module.attach_proof(
+            block.lipschitz, {layer.name.removeprefix(f"{name}.g").lstrip("."): layer.bound for layer in block.layers}
+        )
         bound = block.lipschitz
         if bound is None:
             return _Link(None, None, block.obstacles, (block,))
@@ -211,11 +213,16 @@ def _link(name: str, module: nn.Module) -> _Link:
         return _Link(1 + bound, 1 / (1 - bound), (), (block,))
     if isinstance(module, Split):
         return _split(name, module)
-    bounds = module.lipschitz()
-    if bounds[1] is None:
+    lipschitz, inverse_lipschitz = map(_finite, module.lipschitz())
+    if inverse_lipschitz is None:
         none = f"{type(module).__name__}.lipschitz() gives no finite constant of its inverse"
         return _Link(None, None, (f"{name}: not proven: {none}",))
-    return _Link(*bounds)
+    return _Link(lipschitz, inverse_lipschitz)
+
+
+def _finite(bound: float | None) -> float | None:
+    """Return a constant that can be one; None of NaN, infinite and negative numbers."""
+    return bound if bound is not None and 0 <= bound < math.inf else None
 
 
 def _split(name: str, split: Split) -> _Link:

@@ -24,7 +24,9 @@ _SMALL, _LARGE = Exact(), NeumannGradient()
 
 
 def default_estimator(size: int) -> Estimator:
-    """What estimates where nobody chose: exact for samples of up to 16 values, else unbiased with Neumann gradients.
+    """What estimates where nobody chose: exact for samples of up to 16 values, else a roulette with Neumann gradients.
+
+    The roulette is unbiased where Lip(g) < 1.
 
     Args:
         size: values per sample.

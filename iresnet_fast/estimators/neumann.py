@@ -18,12 +18,12 @@ from .series import RussianRoulette, Series
 class NeumannGradient:
     """A series' value, with its gradient as one differentiable product (Chen et al. 2019, Theorem 2).
 
-    The gradient of log det(I + J) is tr((I + J)⁻¹ ∂J) = E[wᵀ ∂J v] with w = Σ_k (−Jᵀ)^k v. w is summed without a
-    graph, so that memory is that of one product however many terms there are. The weights of the terms are those of
-    the series, so that with :class:`RussianRoulette` value and gradient are unbiased. The gradient is not that of the
-    value that was drawn, but has the same expectation. Each sample's part is its own: any loss may follow. It cannot be
-    differentiated again, which is an error: for second derivatives there are the series themselves, and ``Exact``.
-    Inside a transform of ``torch.func`` it is the series itself.
+    The gradient of log det(I + J) is tr((I + J)⁻¹ ∂J) = E[wᵀ ∂J v] with w = Σ_k (−Jᵀ)^k v. w is summed without a graph,
+    so that memory is that of one product however many terms there are. The weights of the terms are those of the
+    series, so that with :class:`RussianRoulette` value and gradient are unbiased where Lip(g) < 1. The gradient is not
+    that of the value that was drawn, but has the same expectation. Each sample's part is its own: any loss may follow.
+    It cannot be differentiated again, which is an error: for second derivatives there are the series themselves, and
+    ``Exact``. Inside a transform of ``torch.func`` it is the series itself.
 
     Args:
         series: gives the value, and the weights of the terms.

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -48,11 +49,11 @@ class Series(ABC):
 
     @abstractmethod
     def bias_bound(self, size: int, lipschitz: float | None) -> float:
-        """Bound of the bias for samples of so many values; NaN where there is no proof."""
+        """Bound of the bias for samples of so many values; NaN unless a Lipschitz constant below 1 is proven."""
 
     @abstractmethod
     def finite_variance(self, lipschitz: float | None) -> bool | None:
-        """Whether the variance is finite for every branch with this constant."""
+        """Whether the variance is proven to be finite for every branch with this constant; None without one."""
 
     def __call__(
         self,
@@ -102,7 +103,8 @@ class Series(ABC):
 class PowerSeries(Series):
     """The first terms of the series (Behrmann et al. 2019, Section 3): fast, and biased.
 
-    ``|bias| ≤ D·(−ln(1−L) − Σ_{k≤n} L^k/k)`` for samples of D values; the result carries this bound.
+    ``|bias| ≤ D·(−ln(1−L) − Σ_{k≤n} L^k/k)`` for samples of D values. The result carries this bound where a Lipschitz
+    constant L < 1 is proven, else NaN.
 
     Args:
         n_terms: terms, each of which is a vector–Jacobian product.
@@ -129,25 +131,24 @@ class PowerSeries(Series):
         return [1.0] * self.n_terms
 
     def bias_bound(self, size: int, lipschitz: float | None) -> float:
-        """What the terms that were left out can sum to."""
-        if lipschitz is None:
+        """What the terms that were left out can sum to; NaN where L < 1 is not proven."""
+        if not _contracts(lipschitz):
             return math.nan
-        if lipschitz >= 1:
-            return math.inf
         kept = math.fsum(lipschitz**k / k for k in range(1, self.n_terms + 1))
         return size * max(0.0, -math.log1p(-lipschitz) - kept)
 
     def finite_variance(self, lipschitz: float | None) -> bool | None:
-        """A sum of finitely many terms has one."""
+        """A sum of finitely many terms has one, whatever the constant."""
         return True
 
 
 @dataclass(frozen=True)
 class RussianRoulette(Series):
-    """The series up to a random term, unbiased (Chen et al. 2019, Theorem 1).
+    """The series up to a random term, unbiased where Lip(g) < 1 (Chen et al. 2019, Theorem 1).
 
     After ``n_exact`` terms each further one is reached with probability q, and term ``n_exact + j`` weighs q^−j. The
-    variance is finite for every branch of Lipschitz constant L where q > L².
+    variance is finite for every branch of Lipschitz constant L where q > L². Where L < 1 is not proven the series may
+    diverge, and the result promises nothing.
 
     Args:
         n_exact: terms that are always taken.
@@ -172,7 +173,7 @@ class RussianRoulette(Series):
     def _probability(self, likely_lipschitz: float | None) -> float:
         if self.continuation is not None:
             return self.continuation
-        likely = _CONTINUATION if likely_lipschitz is None else likely_lipschitz
+        likely = _CONTINUATION if likely_lipschitz is None or math.isnan(likely_lipschitz) else likely_lipschitz
         return min(max(likely, _CONTINUATION), _LARGEST_CONTINUATION)
 
     @property
@@ -187,12 +188,19 @@ class RussianRoulette(Series):
         return [1.0] * self.n_exact + [q**-j for j in range(1, reached + 1)]
 
     def bias_bound(self, size: int, lipschitz: float | None) -> float:
-        """There is none."""
-        return 0.0
+        """There is none where L < 1 is proven; NaN elsewhere, where the series may diverge."""
+        return 0.0 if _contracts(lipschitz) else math.nan
 
     def finite_variance(self, lipschitz: float | None) -> bool | None:
-        """Whether q > L²."""
-        return None if lipschitz is None else self._probability(lipschitz) > lipschitz**2
+        """Whether q > L²; None where no L is proven."""
+        if lipschitz is None or not lipschitz >= 0:  # NaN is no constant
+            return None
+        return self._probability(lipschitz) > lipschitz**2
+
+
+def _contracts(lipschitz: float | None) -> TypeGuard[float]:
+    """Whether this proves that the series converges: a constant below 1, and not NaN."""
+    return lipschitz is not None and 0 <= lipschitz < 1
 
 
 def _sum_of_terms(evaluation: Evaluation, v: Tensor, weights: list[float]) -> Tensor:

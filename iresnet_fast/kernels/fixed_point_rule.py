@@ -1,4 +1,4 @@
-"""When a sample of a fixed-point inverse stops, and where it goes on: the rule of ``solvers/iteration.py`` in Triton.
+"""When a sample of a fixed-point inverse stops, and where it goes on: ``reference/fixed_point.py`` in Triton.
 
 What is known of a sample is in memory between two decisions, not in registers, of which the products need all: arrays
 of floats and of ints, each with ``places`` for samples. ``sample`` is a block of places, or a single one.
@@ -19,17 +19,19 @@ NUMBERS = tl.constexpr(4)
 DONE, STOPS, TAKEN, IS_MIXED, ITERATIONS, SINCE_BEST, LIMIT, WAIT, BACKOFF = (tl.constexpr(i) for i in range(9))
 FLAGS = tl.constexpr(9)
 # A Picard step that shrinks the residual to less than this share is left alone; the longest run of Picard steps after
-# refusals; room for rounding above the a-priori bound; and the iterations allowed where there is none.
+# refusals; room for rounding above the a-priori bound; the iterations allowed where there is none; and the evaluations
+# without a smaller residual after which a sample that has converged stops.
 _FAST = tl.constexpr(0.1)
 _LONGEST_BACKOFF = tl.constexpr(64)
 _SPARE_ITERATIONS = tl.constexpr(20)
 _MAX_ITERATIONS = tl.constexpr(1000)
+_SETTLED = tl.constexpr(2)
 
 
 def constants(lipschitz: float | None, tol: float, eps: float) -> tuple[float, ...]:
     """L, L/(1−L), 1−L, log L and the rounding of a step over tol, computed in float64: kernels take float32.
 
-    The factor of the proven bound is rounded up: no sample converges by rounding. Without L they are unused zeros.
+    The factor of the error's bound is rounded up. Without L they are unused zeros.
     """
     rounding = 4 * eps / tol
     if lipschitz is None:
@@ -100,16 +102,19 @@ def decide(
         limit = _iteration_limit(residual, threshold, gap, log_lipschitz, max_iterations, PROVEN)
     if PROVEN:
         shrunk = residual <= lipschitz * accepted + rounding * threshold
-        met = (factor * residual <= threshold) & (threshold < float("inf"))
+        met = (lipschitz * residual <= threshold) & (threshold < float("inf"))
+        close = (factor * residual <= threshold) & (threshold < float("inf"))
     else:
         shrunk = residual < accepted
         met = (residual <= threshold) & (threshold < float("inf"))
+        close = met
     taken = tl.where(shrunk | (is_mixed == 0), 1, 0)
     iterations += taken
     since_best = tl.where(residual < best, 0, since_best + 1)
     # A mixed iterate that left the domain of g is only refused.
     lost = (taken == 1) & ((residual < float("inf")) == 0)
-    stopped = met | lost | (since_best >= patience) | (iterations >= limit)
+    settled = met & (since_best >= _SETTLED)
+    stopped = close | settled | lost | (since_best >= patience) | (iterations >= limit)
     stops = stopped & (was_done == 0)
     done = tl.where(stopped, 1, was_done)
     tl.store(residual_out + sample, residual, mask=stops)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ..nn import (
     ActNorm,
     Bottleneck,
-    ChainInverseResult,
     InjectivePad,
     InvertibleResidualBlock,
     InvertibleSequential,
@@ -28,6 +27,7 @@ from .configuration import (
     check_stages,
     freeze_sequences,
 )
+from .inversion import InvertibleModel
 from .pretrained import Pretrained
 
 _HEADS = ("linear", "pooled")
@@ -90,7 +90,7 @@ class ClassifierConfig:
         check_stages(self, halvings=len(self.blocks) - 1 + self.squeeze_input)
 
 
-class IResNetClassifier(Pretrained):
+class IResNetClassifier(InvertibleModel, Pretrained):
     """Invertible trunk and a head (Behrmann et al. 2019, classification).
 
     The trunk is a bijection (with ``inject`` > 0 an injection): ``features`` maps images to latents of the same
@@ -177,21 +177,6 @@ class IResNetClassifier(Pretrained):
             raise TypeError(f"images must be of floating point, got {x.dtype}; scale them, as in x.float() / 255")
         z: Tensor = self.trunk(x)
         return z
-
-    def inverse(self, z: Tensor, **options: Any) -> Tensor:
-        """Images whose latents are z; options as for :meth:`InvertibleResidualBlock.solve_inverse`.
-
-        Raises:
-            ValueError: z has another shape than the latents.
-            NotConvergedError: a block did not converge.
-        """
-        self._check_latents(z)
-        return self.trunk.inverse(z, **options)
-
-    def solve_inverse(self, z: Tensor, **options: Any) -> ChainInverseResult:
-        """Invert, with the measured residual and every block's result."""
-        self._check_latents(z)
-        return self.trunk.solve_inverse(z, **options)
 
     def _check_latents(self, z: Tensor) -> None:
         if z.dim() != 4 or tuple(z.shape[1:]) != self.latent_shape:

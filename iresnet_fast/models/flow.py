@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ..data import dequantize
 from ..estimators import Estimator, LogDet
-from ..nn import ActNorm, ChainInverseResult, frozen_state, fuse
+from ..nn import ActNorm, frozen_state, fuse
 from ..nn.bijections.base import apply_with_log_det
+from ..nn.residual.sequential import Progress
 from ..ops.arguments import can_look
 from .configuration import Source, build_config
 from .flow_config import FlowConfig
 from .flow_trunk import build_trunk
+from .inversion import InvertibleModel
 from .pretrained import Pretrained
 from .prior import NormalPrior
 
@@ -50,7 +52,8 @@ class BitsPerDim(NamedTuple):
         mean: over the samples.
         standard_error: of the mean, from the spread between batches: of the samples, of the noise that dequantises
             them and of the log-determinants' estimates together.
-        bias_bound: proven bound of the bias of the log-determinants' estimates; 0 where they are unbiased.
+        bias_bound: proven bound of the bias of the log-determinants' estimates: 0 where they are exact, or unbiased
+            with a proof; NaN where an estimated block has no proven Lipschitz constant below 1.
         n_samples: how many there were.
     """
 
@@ -60,7 +63,7 @@ class BitsPerDim(NamedTuple):
     n_samples: int
 
 
-class IResNetFlow(Pretrained):
+class IResNetFlow(InvertibleModel, Pretrained):
     """Multi-scale normalizing flow of invertible residual blocks (Behrmann et al. 2019; Chen et al. 2019).
 
     log p(x) = log p(z) + log|det J_F(x)| with z = F(x). ``forward`` is the map from data to latents, so that training
@@ -140,14 +143,6 @@ class IResNetFlow(Pretrained):
         logits: Tensor = self.head(self.features(x))
         return logits
 
-    def inverse(self, z: Tensor, **options: Any) -> Tensor:
-        """Data whose latents are z; options and errors as for :meth:`InvertibleResidualBlock.solve_inverse`."""
-        return self.trunk.inverse(z, **options)
-
-    def solve_inverse(self, z: Tensor, **options: Any) -> ChainInverseResult:
-        """Invert, with the measured residual and every block's result."""
-        return self.trunk.solve_inverse(z, **options)
-
     @torch.no_grad()
     def sample(
         self,
@@ -157,7 +152,8 @@ class IResNetFlow(Pretrained):
         batch_size: int = 4096,
         generator: torch.Generator | None = None,
         tol: float | None = None,
-        **options: Any,
+        on_failure: str = "raise",
+        progress: Progress | None = None,
     ) -> Tensor:
         """Draw data (n, *in_shape): latents of the prior, inverted.
 
@@ -167,7 +163,8 @@ class IResNetFlow(Pretrained):
             batch_size: how many are inverted together.
             generator: of the latents, on their device.
             tol: of every block's inverse. Default: 1e-4, or what the dtype resolves.
-            **options: others of the inverse.
+            on_failure: of the inverse.
+            progress: called after each residual block, of each batch.
 
         Raises:
             RuntimeError: an :class:`ActNorm` has not seen data yet.
@@ -179,19 +176,36 @@ class IResNetFlow(Pretrained):
                     f"{name} (ActNorm) has not been initialised: the flow has seen no data, and its samples would mean "
                     "nothing. Remedy: train it, or load a state dict"
                 )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         latents = self.prior.sample(n, temperature, generator)
-        return torch.cat([self.inverse(z, tol=_tolerance(tol, z), **options) for z in latents.split(batch_size)])
+        return torch.cat(
+            [
+                self.inverse(z, tol=_tolerance(tol, z), on_failure=on_failure, progress=progress)
+                for z in latents.split(batch_size)
+            ]
+        )
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, tol: float | None = None, **options: Any) -> Tensor:
-        """Data (B, *in_shape) through the latents and back; ``tol`` as in :meth:`sample`, options of the inverse."""
+    def reconstruct(
+        self, x: Tensor, *, tol: float | None = None, on_failure: str = "raise", certify: bool = True
+    ) -> Tensor:
+        """Data (B, *in_shape) through the latents and back.
+
+        Args:
+            x: (B, *in_shape).
+            tol: as in :meth:`sample`.
+            on_failure: of the inverse.
+            certify: whether the inverse is solved as :meth:`solve_inverse` does, which goes on in float64 where a proof
+                needs it. False for the cost of :meth:`inverse`.
+        """
         with frozen_state(self):
             z = self.features(x)
-        return self.inverse(z, tol=_tolerance(tol, z), **options)
+        return self.solve_inverse(z, tol=_tolerance(tol, z), on_failure=on_failure, certify=certify).x
 
     @torch.no_grad()
     def interpolate(
-        self, start: Tensor, end: Tensor, n_steps: int = 8, *, tol: float | None = None, **options: Any
+        self, start: Tensor, end: Tensor, n_steps: int = 8, *, tol: float | None = None, on_failure: str = "raise"
     ) -> Tensor:
         """Data on the straight lines between the latents of start and end, both of them included.
 
@@ -200,7 +214,7 @@ class IResNetFlow(Pretrained):
             end: (B, *in_shape).
             n_steps: points of each line, at least 2.
             tol: as in :meth:`sample`.
-            **options: others of the inverse.
+            on_failure: of the inverse.
 
         Returns:
             (n_steps, B, *in_shape).
@@ -213,7 +227,7 @@ class IResNetFlow(Pretrained):
         with frozen_state(self):
             z0, z1 = self.features(start), self.features(end)
         weights = torch.linspace(0, 1, n_steps, dtype=z0.dtype, device=z0.device).view(-1, 1, 1)
-        x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), tol=_tolerance(tol, z0), **options)
+        x = self.inverse(torch.lerp(z0, z1, weights).flatten(0, 1), tol=_tolerance(tol, z0), on_failure=on_failure)
         return x.view(n_steps, *start.shape)
 
     @torch.no_grad()
@@ -233,7 +247,7 @@ class IResNetFlow(Pretrained):
         """
         if self.training:
             raise ValueError("bits_per_dim of a flow in training mode. Remedy: flow.eval() first")
-        totals, sizes, bias = [], [], 0.0
+        totals, sizes, bounds = [], [], []
         device = next(self.parameters()).device
         for batch in batches:
             images = batch if isinstance(batch, Tensor) else batch[0]
@@ -243,16 +257,18 @@ class IResNetFlow(Pretrained):
             output: FlowOutput = self(x, estimator)
             totals.append(float(output.log_prob.double().sum()))
             sizes.append(len(x))
-            bias = max(bias, output.log_det.bias_bound)
-            if math.isnan(output.log_det.bias_bound):
+            bounds.append(output.log_det.bias_bound)
+            # Without a proof only finitely many terms have a finite variance: they are biased for sure.
+            if math.isnan(bounds[-1]) and output.log_det.finite_variance:
                 raise ValueError(
                     "a truncated series without a proven Lipschitz constant has a bias of unknown size. Remedy: "
-                    "certify(flow) first, or the unbiased estimator irf.estimators.RussianRoulette()"
+                    "certify(flow) first, or the exact estimator irf.estimators.Exact()"
                 )
         if not sum(sizes):
             raise ValueError("bits_per_dim of no data")
         unit = self.n_latents * math.log(2)
         nats = -sum(totals) / sum(sizes)
+        bias = math.nan if any(map(math.isnan, bounds)) else max(bounds)
         # Batches are the units: the number of terms of a series is drawn for all samples of one together.
         deviations = [(-total - size * nats) ** 2 for total, size in zip(totals, sizes, strict=True)]
         spread = math.inf if len(sizes) < 2 else math.sqrt(math.fsum(deviations) * len(sizes) / (len(sizes) - 1))

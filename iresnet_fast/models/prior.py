@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,9 @@ class NormalPrior(nn.Module):
         Raises:
             ValueError: a negative number of samples or temperature.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 0 or not 0 <= temperature < math.inf:
+        count = -1 if isinstance(n, bool) or not hasattr(n, "__index__") else operator.index(n)
+        if count < 0 or not 0 <= temperature < math.inf:
             raise ValueError(f"need n ≥ 0 samples at a temperature ≥ 0, got {n!r} and {temperature!r}")
-        shape = (n, len(self.mean))
+        shape = (count, len(self.mean))
         noise = torch.randn(shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         return self.mean + temperature * self.log_scale.exp() * noise

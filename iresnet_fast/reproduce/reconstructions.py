@@ -95,7 +95,13 @@ def fig4(job: Job) -> Record:
 def _proven(model: IResNetClassifier, x: Tensor, iterations: int) -> float | None:
     x = x.to(next(model.parameters()).device)
     tol = 4 * torch.finfo(x.dtype).eps
-    options = {"tol": tol, "max_iterations": iterations, "method": "picard", "path": "general"}
-    result = model.solve_inverse(model.features(x), on_failure="return", **options)
+    result = model.solve_inverse(
+        model.features(x),
+        on_failure="return",
+        tol=tol,
+        max_iterations=iterations,
+        method="picard",
+        path="general",
+    )
     bound = float((result.error_bound / sample_norms(x)).max())
     return bound if math.isfinite(bound) else None  # the appended channels are not zero yet

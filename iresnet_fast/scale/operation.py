@@ -152,9 +152,10 @@ def invert_table(
 
     Returns:
         In the order of the rows, the columns ``id``; ``x``, fixed-shape tensors of the network's dtype, the last
-        iterate where not converged; ``residual``, measured ‖F(x) − z‖/max(1, ‖z‖); ``error_bound``, of the distance
-        from the true x, NaN without a proof; ``iterations``, int64, summed over the blocks; ``converged`` and
-        ``certified``, as in :class:`ChainInverseResult`; ``reason``, null where converged.
+        iterate where not converged; ``residual``, measured ‖F(x) − z‖/max(1, ‖z‖); ``error_bound``, proven, of the
+        distance to the exact inverse of z, NaN without a proof; ``iterations``, int64, summed over the blocks;
+        ``converged``, ``certified`` (end to end) and ``block_certified`` (each block's own solve), as in
+        :class:`ChainInverseResult`; ``reason``, null where converged.
 
     Raises:
         ValueError: a column is missing or of another shape; the model is in training mode.
@@ -221,7 +222,8 @@ def round_trip(
 
     Returns:
         The columns ``id``; ``error``, measured ‖x̂ − x‖/max(1, ‖x‖); and, of the inverse, ``residual``, ``error_bound``,
-        ``iterations``, ``converged``, ``certified`` and ``reason``, as :func:`invert_table` has them.
+        ``iterations``, ``converged``, ``certified``, ``block_certified`` and ``reason``, as :func:`invert_table` has
+        them.
 
     Raises:
         ValueError, TypeError: as :func:`invert_table`.
@@ -284,6 +286,7 @@ def _of_inverse(result: ChainInverseResult, z: Tensor) -> dict[str, Tensor]:
         "iterations": iterations,
         "converged": result.converged,
         "certified": result.certified,
+        "block_certified": result.block_certified,
     }
 
 
@@ -300,7 +303,7 @@ def _why(result: ChainInverseResult, tol: float) -> list[str | None]:
             taken = blocks[failed[-1]][1][row]
             reasons[row] = f"block {failed[-1] + 1} of {len(blocks)} did not reach tol={tol:.3g} in {taken} steps"
         else:
-            reasons[row] = "outside the range of the network's injective padding"
+            reasons[row] = "outside the domain or the range of the network"
     return reasons
 
 

@@ -1,25 +1,44 @@
 """Solvers: they take callables and know no module."""
 
-from .arguments import ON_FAILURE
-from .fixed_point import invert_residual
+from .finish import Evaluated, bound_of, evaluated, finish, prove
+from .fixed_point import invert_residual, iterate
 from .implicit import attach_branch_gradient, attach_gradient, differentiable_once, solve_values
 from .precision import Precision, autocast_settings, evaluation_precision
-from .result import ROUNDING, InverseResult, NotConvergedError, conclude, relative_errors, sample_norms
+from .result import (
+    InverseResult,
+    NotConvergedError,
+    conclude,
+    relative_errors,
+    report_failure,
+    sample_norms,
+)
+from .rounding import NoErrorModelError, WatchedFunction, key_of
+from .rule import ON_FAILURE, StoppingRule
 
 __all__ = [
     "ON_FAILURE",
-    "ROUNDING",
+    "Evaluated",
     "InverseResult",
+    "NoErrorModelError",
     "NotConvergedError",
     "Precision",
+    "StoppingRule",
+    "WatchedFunction",
     "attach_branch_gradient",
     "attach_gradient",
     "autocast_settings",
+    "bound_of",
     "conclude",
     "differentiable_once",
+    "evaluated",
     "evaluation_precision",
+    "finish",
     "invert_residual",
+    "iterate",
+    "key_of",
+    "prove",
     "relative_errors",
+    "report_failure",
     "sample_norms",
     "solve_values",
 ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ON_FAILURE = ("raise", "warn", "return")
-
 
 def check_image(image: Tensor, x: Tensor, version: int | None) -> Tensor:
     """g(x) in x's dtype, checked; ``version`` is x's before the evaluation."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..ops._fixed_point import FixedPoint, check_fixed_point
-from ..ops.arguments import check_choice
+from ..ops._fixed_point import FixedPoint
 from ..ops.fixed_point_update import fused_steps
-from .arguments import ON_FAILURE, check_image
+from .arguments import check_image
+from .finish import prove
 from .iteration import Iteration
-from .result import InverseResult, conclude, sample_norms
+from .result import InverseResult, conclude, report_failure, sample_norms
+from .rounding import WatchedFunction
+from .rule import StoppingRule
 
 if TYPE_CHECKING:
     from ..kernels.fixed_point_steps import FusedSteps
@@ -23,12 +26,11 @@ if TYPE_CHECKING:
 _WORTH_COMPACTING = 0.25
 
 
-@torch.no_grad()
 def invert_residual(
     g: Callable[[Tensor], Tensor],
     y: Tensor,
     *,
-    tol: float = 1e-6,
+    tol: float | None = None,
     max_iterations: int | None = None,
     lipschitz: float | None = None,
     x0: Tensor | None = None,
@@ -39,24 +41,26 @@ def invert_residual(
 ) -> InverseResult:
     """Solve x + g(x) = y for x by fixed-point iteration on x = y − g(x) (Behrmann et al. 2019, Algorithm 1).
 
-    Every sample stops by its own rule, so a result does not depend on what else is in the batch. For any x,
-    ‖x* − x‖ ≤ ‖y − g(x) − x‖/(1 − L) (Banach). With a proven ``lipschitz`` L a sample converges, certified, when that
-    bound for the iterate y − g(x), L/(1−L)·‖y − g(x) − x‖, is at most tol·max(1, ‖y‖). Without one it converges,
-    uncertified, when the residual is. A residual that stops falling above the tolerance (rounding, or a g that does
-    not contract) is *not converged*.
+    Every sample stops by its own rule, so a result does not depend on what else is in the batch. A sample converges
+    when its residual is at most tol·max(1, ‖y‖). With a Lipschitz constant L it goes on until its error is, too, by
+    ‖x* − x‖ ≤ ‖y − g(x) − x‖/(1 − L) (Banach), or until the precision of g lets the residual fall no further. A
+    residual that stops falling above the tolerance (rounding, or a g that does not contract) is *not converged*.
+
+    In float64 a sample is certified where that bound, with the rounding of y − g(x), is at most tol·max(1, ‖x‖).
+    In other dtypes nothing is proven of a callable, which cannot be evaluated in float64:
+    :meth:`iresnet_fast.nn.InvertibleResidualBlock.solve_inverse` can.
 
     g is evaluated in the precision that PyTorch is set to: inside ``torch.autocast`` or with TF32 it is another
-    function, and its inverse is that of a forward under the same settings. The result names the precision, and where
-    it is less than y's, its error bound allows for it and nothing is certified.
+    function, and its inverse is that of a forward under the same settings. The result names the precision.
 
     On a GPU the host does not wait for the device between iterations: it reads whether all have converged late, by one
     iteration at first and by at most a quarter of them in long solves.
 
     Args:
         g: residual branch, (B', ...) to (B', ...) for any number of samples B'; evaluated without gradients. It must
-            treat samples independently (no batch normalisation in training mode).
+            treat samples independently (no batch normalization in training mode).
         y: (B, ...) outputs of the block, of floating point.
-        tol: relative tolerance, at least 4·eps of y's dtype.
+        tol: relative tolerance, at least 4·eps of y's dtype. Default: as in :class:`StoppingRule`.
         max_iterations: limit of steps per sample. Default: the a-priori bound that L gives, 1000 without L.
         lipschitz: proven Lipschitz constant L of g, 0 ≤ L < 1; None where there is no proof.
         x0: (B, ...) start of the iteration, for instance the solution of a similar problem; default y.
@@ -85,28 +89,40 @@ def invert_residual(
     """
     if not callable(g):
         raise TypeError(f"g must be callable, got {type(g).__name__}")
-    check_fixed_point(y, tol, max_iterations, lipschitz, x0, method, patience)
-    check_choice("on_failure", on_failure, ON_FAILURE)
+    rule = StoppingRule(tol, max_iterations, lipschitz, method, patience, on_failure).for_(y, x0)
+    result = iterate(g, y, rule, x0=x0, compact=compact)
+    if lipschitz is not None and y.dtype == torch.float64:
+        result = prove(result, y, WatchedFunction(g), rule)
+    elif lipschitz is not None:
+        why = f"g is a callable, which is not evaluated in float64, and y is {y.dtype}"
+        result = replace(result, unproven=why)
+    report_failure(result, y, rule)
+    return result
+
+
+@torch.no_grad()
+def iterate(
+    g: Callable[[Tensor], Tensor],
+    y: Tensor,
+    rule: StoppingRule,
+    *,
+    x0: Tensor | None = None,
+    compact: bool | None = None,
+) -> InverseResult:
+    """Iterate by a rule that was made for y, without a proof; whether all converged is for the caller to see."""
     compact = y.device.type == "cpu" if compact is None else compact
     # A copy: a branch that works in place must not reach the caller's tensor before it is found out.
     x = (y if x0 is None else x0).clone()
-    rule: dict[str, Any] = {"tol": tol, "lipschitz": lipschitz, "max_iterations": max_iterations}
-    rule |= {"patience": patience, "mixing": method == "anderson"}
-    if not compact and (steps := fused_steps(y, x, **rule)) is not None:
+    options: dict[str, Any] = {"lipschitz": rule.lipschitz, "max_iterations": rule.max_iterations}
+    options |= {"patience": rule.patience, "mixing": rule.method == "anderson"}
+    if not compact and (steps := fused_steps(y, x, tol=rule.tolerance, **options)) is not None:
         solution = _run_fused(g, steps)
     else:
-        solution = _run(g, Iteration(y, x, **rule), _Record(y, takes_following=lipschitz is not None), compact)
-    return conclude(
-        solution,
-        y,
-        tol=tol,
-        lipschitz=lipschitz,
-        max_iterations=max_iterations,
-        method=method,
-        on_failure=on_failure,
-        path="general",
-        reason="g may be any callable",
-    )
+        # Infinite where ‖y‖ overflows, which no residual shows to be reached.
+        threshold = rule.tolerance * sample_norms(y).clamp_min(1.0)
+        record = _Record(y, takes_following=rule.lipschitz is not None)
+        solution = _run(g, Iteration(y, x, threshold=threshold, **options), record, compact)
+    return conclude(solution, y, rule, path="general", reason="g may be any callable")
 
 
 def _run(g: Callable[[Tensor], Tensor], iteration: Iteration, record: _Record, compact: bool) -> FixedPoint:

@@ -10,19 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fixed_point import invert_residual
+from .fixed_point import iterate
 from .precision import autocast_settings
-from .result import InverseResult, NotConvergedError, sample_norms
+from .result import InverseResult, NotConvergedError, report_failure, sample_norms
+from .rule import StoppingRule
 
 # A branch as a function of x and of all tensors that it depends on.
 Branch = Callable[[Tensor, Sequence[Tensor]], Tensor]
 _ONCE = "an inverse can be differentiated once: its gradient comes from a solve, which has no gradient of its own"
 # What an InverseResult has of each sample.
-_PER_SAMPLE = ("x", "residual", "error_bound", "iterations", "evaluations", "converged", "certified")
+_COUNTS = ("iterations", "evaluations", "proof_evaluations")
+_PER_SAMPLE = ("x", "residual", "error_bound", *_COUNTS, "converged", "certified")
 
 
 def attach_gradient(
-    g: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, tensors: Sequence[Tensor], **options: Any
+    g: Callable[[Tensor], Tensor],
+    y: Tensor,
+    x: Tensor,
+    tensors: Sequence[Tensor],
+    *,
+    tol: float | None = None,
+    max_iterations: int | None = None,
+    lipschitz: float | None = None,
+    method: str = "anderson",
 ) -> Tensor:
     """The solution x of x + g(x) = y as a differentiable function of y and of the tensors in g.
 
@@ -35,7 +45,10 @@ def attach_gradient(
         y: (B, ...) right-hand sides.
         x: (B, ...) their solutions, found without gradients.
         tensors: what g depends on, of which gradients are wanted.
-        **options: ``tol``, ``max_iterations``, ``lipschitz`` and ``method`` of :func:`invert_residual`.
+        tol: of the backward's iteration, relative to the norm of each sample's gradient.
+        max_iterations: as for :func:`invert_residual`.
+        lipschitz: proven constant of g, or None.
+        method: ``"anderson"`` or ``"picard"``.
 
     Returns:
         x, with a gradient; it can be differentiated once, any number of times over a retained graph.
@@ -43,12 +56,15 @@ def attach_gradient(
     Raises:
         NotConvergedError: in the backward, where its own iteration does not converge.
     """
-    return attach_branch_gradient(lambda x, _: g(x), y, x, tensors, **options)
+    rule = StoppingRule(tol, max_iterations, lipschitz, method).for_(y)
+    return attach_branch_gradient(lambda x, _: g(x), y, x, tensors, rule)
 
 
-def attach_branch_gradient(g: Branch, y: Tensor, x: Tensor, tensors: Sequence[Tensor], **options: Any) -> Tensor:
+def attach_branch_gradient(g: Branch, y: Tensor, x: Tensor, tensors: Sequence[Tensor], rule: StoppingRule) -> Tensor:
     """As :func:`attach_gradient`, of a branch g(x, tensors); inside transforms of ``torch.func``, too."""
-    solution: Tensor = _Implicit.apply(g, options, y, x, *tensors)
+    # What stalls or does not converge is an error here, whatever it was in the inverse.
+    adjoint = replace(rule, patience=StoppingRule.patience, on_failure="raise")
+    solution: Tensor = _Implicit.apply(g, adjoint, y, x, *tensors)
     return solution
 
 
@@ -127,13 +143,13 @@ class _Values(torch.autograd.Function):
 
 class _Implicit(torch.autograd.Function):
     @staticmethod
-    def forward(g: Branch, options: dict[str, Any], y: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(g: Branch, rule: StoppingRule, y: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        g, options, y, _, *tensors = inputs
-        ctx.g, ctx.options = g, options
+        g, rule, y, _, *tensors = inputs
+        ctx.g, ctx.rule = g, rule
         ctx.autocast = autocast_settings(y.device)
         ctx.save_for_backward(output, *tensors)
 
@@ -143,19 +159,19 @@ class _Implicit(torch.autograd.Function):
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed]
         with ctx.autocast():
             if torch._C._are_functorch_transforms_active():
-                w, *found = _transformed_gradients(ctx.g, ctx.options, x, grad, tensors, wanted)
+                w, *found = _transformed_gradients(ctx.g, ctx.rule, x, grad, tensors, wanted)
             else:
-                w, *found = differentiable_once(_gradients(ctx.g, ctx.options, x, grad, tensors, wanted), x, _ONCE)
+                w, *found = differentiable_once(_gradients(ctx.g, ctx.rule, x, grad, tensors, wanted), x, _ONCE)
         grads: list[Tensor | None] = [None] * len(tensors)
         for i, part in zip(wanted, found, strict=True):
             grads[i] = part
         return None, None, w, None, *grads
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], g: Branch, options: dict[str, Any], *tensors: Tensor) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], g: Branch, rule: StoppingRule, *tensors: Tensor) -> Any:
         pairs = list(zip(tensors, in_dims[2:], strict=True))
         run = _Implicit.apply
-        (x,) = _over_samples(info, lambda parts, rest: (run(g, options, *parts, *rest),), pairs[:2], pairs[2:])
+        (x,) = _over_samples(info, lambda parts, rest: (run(g, rule, *parts, *rest),), pairs[:2], pairs[2:])
         return x, 0
 
 
@@ -191,7 +207,7 @@ class _Final(torch.autograd.Function):
 
 @torch.no_grad()
 def _gradients(
-    g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
+    g: Branch, rule: StoppingRule, x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of y, and of the tensors at these places."""
     # Apart from each other: a weight may depend on another one of them.
@@ -200,9 +216,9 @@ def _gradients(
         x = x.detach().requires_grad_()
         image = g(x, tensors)
     if torch._C._functorch.is_legacy_batchedtensor(grad):  # of autograd.grad(is_grads_batched=True)
-        w = _one_by_one(lambda part: _solve_adjoint(image, x, part, options), grad)
+        w = _one_by_one(lambda part: _solve_adjoint(image, x, part, rule), grad)
     else:
-        w = _solve_adjoint(image, x, grad, options)
+        w = _solve_adjoint(image, x, grad, rule)
     if not (wanted and image.requires_grad):
         return w, *(None,) * len(wanted)
     return w, *torch.autograd.grad(image, [tensors[i] for i in wanted], -w.to(image.dtype), allow_unused=True)
@@ -227,12 +243,12 @@ _LIBRARY.impl("call_one_by_one", lambda x, key: _FUNCTIONS[key](x), "CompositeEx
 
 
 def _transformed_gradients(
-    g: Branch, options: dict[str, Any], x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
+    g: Branch, rule: StoppingRule, x: Tensor, grad: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[Tensor | None, ...]:
     """The same inside a transform of ``torch.func``, where the tensors may be those of a transform."""
 
     def solve(x: Tensor, grad: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        return _gradients(g, options, x, grad, tensors, ())
+        return _gradients(g, rule, x, grad, tensors, ())
 
     (w,) = _Values.apply(solve, False, x, grad, *tensors)
     if not wanted:
@@ -248,7 +264,7 @@ def _transformed_gradients(
     return w, *pullback(-w)
 
 
-def _solve_adjoint(image: Tensor, x: Tensor, grad: Tensor, options: dict[str, Any]) -> Tensor:
+def _solve_adjoint(image: Tensor, x: Tensor, grad: Tensor, rule: StoppingRule) -> Tensor:
     """W = grad − Jᵀ w, relative to the size of each sample's gradient; samples without a finite one stay without."""
     if not image.requires_grad:
         return grad
@@ -263,8 +279,9 @@ def _solve_adjoint(image: Tensor, x: Tensor, grad: Tensor, options: dict[str, An
         (product,) = torch.autograd.grad(image, x, w.to(image.dtype), retain_graph=True, allow_unused=True)
         return torch.zeros_like(w) if product is None else product
 
+    result = iterate(transposed, unit, rule, compact=False)
     try:
-        w = invert_residual(transposed, unit, **options, compact=False).x
+        report_failure(result, unit, rule)
     except NotConvergedError as error:
         raise NotConvergedError(f"gradient of the inverse: {error}", error.result) from error
-    return torch.where(finite.view(wide), w * scale, torch.nan).to(grad.dtype)
+    return torch.where(finite.view(wide), result.x * scale, torch.nan).to(grad.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.fixed_point_update import fixed_point_update
+from ..reference.fixed_point import judge
 from .result import sample_norms
 
 # Room for rounding above the a-priori bound.
@@ -32,9 +33,9 @@ class Iteration:
     Args:
         y: (B, ...) right-hand sides.
         x: (B, ...) first iterates, not aliased.
-        tol: relative tolerance.
+        threshold: (B,) tol·max(1, ‖y‖), what residuals and errors are to reach.
         lipschitz: proven constant of g, or None.
-        max_iterations: limit of accepted steps, or None for the a-priori one.
+        max_iterations: limit of accepted steps, for all samples or (B,), or None for the a-priori one.
         patience: evaluations without a smaller residual after which a sample has stalled.
         mixing: Anderson instead of Picard.
 
@@ -55,9 +56,9 @@ class Iteration:
         y: Tensor,
         x: Tensor,
         *,
-        tol: float,
+        threshold: Tensor,
         lipschitz: float | None,
-        max_iterations: int | None,
+        max_iterations: int | Tensor | None,
         patience: int,
         mixing: bool,
     ) -> None:
@@ -70,11 +71,9 @@ class Iteration:
         self._max_iterations = max_iterations
         self._patience = patience
         self._mixing = mixing
-        # Infinite where ‖y‖ overflows, which no residual shows to be reached.
-        self._threshold = tol * sample_norms(y).clamp_min(1.0)
-        self._reachable = self._threshold < math.inf
+        self._threshold = threshold
         # Of one evaluation of T: a step that contracts by exactly L must not be refused for it.
-        self._rounding = (4 * torch.finfo(y.dtype).eps / tol) * self._threshold
+        self._rounding = 4 * torch.finfo(y.dtype).eps * sample_norms(y).clamp_min(1.0)
         self.residual = torch.full_like(self._threshold, math.inf)
         self._best = self.residual
         # The last accepted iterate x', T' and ‖f'‖.
@@ -105,15 +104,14 @@ class Iteration:
             self.x = self.following
 
     def _stop(self, accepted: Tensor) -> None:
-        factor = 1.0 if self._lipschitz is None else self._lipschitz / (1 - self._lipschitz)
-        proven = (factor * self.residual <= self._threshold) & self._reachable
         self._since_best = torch.where(self.residual < self._best, 0, self._since_best + 1)
         self._best = torch.fmin(self._best, self.residual)  # a refused NaN is not the best
+        met, stopped = judge(self.residual, self._threshold, self._since_best, self._lipschitz, self._patience)
         # A mixed iterate that left the domain of g is only refused.
         lost = accepted & ~(self.residual < math.inf)
-        stopped = proven | lost | (self._since_best >= self._patience) | (self.iterations >= self._limit)
+        stopped = stopped | lost | (self.iterations >= self._limit)
         self.newly_done = stopped & ~self.done
-        self.converged = torch.where(self.newly_done, proven, self.converged)
+        self.converged = torch.where(self.newly_done, met, self.converged)
         self.done = self.done | stopped
 
     def _mix(self, accepted: Tensor) -> None:
@@ -170,6 +168,8 @@ class Iteration:
 
     def _iteration_limit(self) -> Tensor:
         """Steps allowed per sample: a-priori Lⁿ/(1−L)·‖x¹ − x⁰‖ ≤ threshold with L, plus room for rounding."""
+        if isinstance(self._max_iterations, Tensor):
+            return self._max_iterations
         if self._max_iterations is not None or self._lipschitz is None:
             limit = _MAX_ITERATIONS if self._max_iterations is None else self._max_iterations
             return torch.full_like(self.iterations, limit)

@@ -27,7 +27,7 @@ class Precision(NamedTuple):
 def evaluation_precision(x: Tensor) -> Precision:
     """The precision of a branch evaluated at x under the current autocast and TF32 settings."""
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         return Precision(f"autocast to {_name(dtype)}", max(torch.finfo(dtype).eps, torch.finfo(x.dtype).eps))
     if x.dtype == torch.float32:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ..ops._fixed_point import FixedPoint
 from .precision import evaluation_precision
-
-# Rounding of one evaluation of y − g(x), in eps of the larger of ‖x‖ and ‖y‖; part of every reported bound.
-ROUNDING = 4
+from .rule import StoppingRule
 
 
 def sample_norms(x: Tensor) -> Tensor:
@@ -33,25 +31,23 @@ class InverseResult:
 
     Attributes:
         x: (B, ...) the solution; of y's shape, dtype and device.
-        residual: (B,) ‖y − g(x̂) − x̂‖ of the last evaluated iterate x̂, in y's dtype. Without a proven Lipschitz
-            constant x is x̂; with one, x is the closer y − g(x̂).
-        error_bound: (B,) bound (L·residual + δ)/(1−L) of the distance to the true x; NaN without a proven Lipschitz
-            constant. With δ = 0 it is proven in exact arithmetic. δ = 4·eps·max(‖x‖, ‖y‖), with the eps of
-            ``precision``, allows for the rounding of one evaluation of y − g(x); a branch whose values inside are
-            much larger than x rounds more.
-        iterations: (B,) int64, steps taken until the sample was frozen.
+        residual: (B,) ‖y − g(x̂) − x̂‖ of the last evaluated iterate x̂. Without a Lipschitz constant x is x̂, with one
+            the closer y − g(x̂). Where a proof was tried, that of x in float64, before it was rounded to y's dtype.
+        error_bound: (B,) float64, proven bound of the distance to the exact x, rounding included: that of g in exact
+            arithmetic, with the normalized weights in use. NaN where nothing is proven.
+        iterations: (B,) int64, steps taken in the precision of g until the sample was frozen.
         evaluations: (B,) int64, evaluations of g for the sample; more than ``iterations`` where Anderson's mixed
             steps were tried and not accepted.
-        converged: (B,) bool, whether the stopping rule was met.
-        certified: (B,) bool, converged by the bound that is proven in exact arithmetic, with g evaluated in the
-            precision of y. The stopping rule leaves δ out: where L is close to 1, error_bound can exceed the
-            tolerance, and says so.
+        converged: (B,) bool, whether the residual of x is at most tol·max(1, ‖y‖), or the sample is certified.
+        certified: (B,) bool, whether error_bound is at most tol·max(1, ‖x‖).
+        proof_evaluations: (B,) int64, evaluations of g in float64.
         lipschitz: the constant that the bound is made of, None without one.
         precision: in which g was evaluated: the dtype of y, or less under autocast or TF32.
         method: ``"anderson"`` or ``"picard"``.
         path: what ran the iteration: ``"general"``, or the op that inverted the whole block in one call,
             ``"mlp_inverse"`` or ``"bottleneck_inverse"``.
         reason: why that path.
+        unproven: why no sample is certified; None where a proof was tried.
     """
 
     x: Tensor
@@ -61,11 +57,13 @@ class InverseResult:
     evaluations: Tensor
     converged: Tensor
     certified: Tensor
+    proof_evaluations: Tensor
     lipschitz: float | None
     precision: str
     method: str
     path: str
     reason: str
+    unproven: str | None
 
 
 class NotConvergedError(RuntimeError):
@@ -83,68 +81,59 @@ class NotConvergedError(RuntimeError):
         return type(self), (str(self), self.result)
 
 
-def conclude(
-    solution: FixedPoint,
-    y: Tensor,
-    *,
-    tol: float,
-    lipschitz: float | None,
-    max_iterations: int | None,
-    method: str,
-    on_failure: str,
-    path: str,
-    reason: str,
-) -> InverseResult:
-    """What is known of a solution of x + g(x) = y; raises or warns, as ``on_failure`` says, if it did not converge."""
-    precision = evaluation_precision(y)
-    proven = lipschitz is not None and precision.eps <= torch.finfo(y.dtype).eps
-    if lipschitz is None:
-        bound = torch.full_like(solution.residual, math.nan)
-    else:
-        rounding = ROUNDING * precision.eps * torch.maximum(sample_norms(solution.x), sample_norms(y))
-        bound = (lipschitz * solution.residual + rounding) / (1 - lipschitz)
-    result = InverseResult(
+def conclude(solution: FixedPoint, y: Tensor, rule: StoppingRule, *, path: str, reason: str) -> InverseResult:
+    """Say what is known of a solution of x + g(x) = y without a proof."""
+    return InverseResult(
         *solution[:2],
-        error_bound=bound,
+        error_bound=torch.full_like(solution.residual, math.nan, dtype=torch.float64),
         iterations=solution.iterations,
         evaluations=solution.evaluations,
         converged=solution.converged,
-        certified=solution.converged.clone() if proven else torch.zeros_like(solution.converged),
-        lipschitz=lipschitz,
-        precision=precision.name,
-        method=method,
+        certified=torch.zeros_like(solution.converged),
+        proof_evaluations=torch.zeros_like(solution.evaluations),
+        lipschitz=rule.lipschitz,
+        precision=evaluation_precision(y).name,
+        method=rule.method,
         path=path,
         reason=reason,
+        unproven="no proof was asked for",
     )
-    if on_failure != "return" and not bool(result.converged.all()):
-        message = _explain_failure(result, y, tol, lipschitz, max_iterations)
-        if on_failure == "raise":
-            raise NotConvergedError(message, result)
-        warnings.warn(message, stacklevel=4)
-    return result
 
 
-def _explain_failure(
-    result: InverseResult, y: Tensor, tol: float, lipschitz: float | None, max_iterations: int | None
-) -> str:
+def report_failure(result: InverseResult, y: Tensor, rule: StoppingRule) -> None:
+    """Raise or warn, as the rule says, where a sample did not converge.
+
+    Raises:
+        NotConvergedError: it holds the result.
+    """
+    if rule.on_failure == "return" or bool(result.converged.all()):
+        return
+    message = _explain_failure(result, y, rule)
+    if rule.on_failure == "raise":
+        raise NotConvergedError(message, result)
+    warnings.warn(message, stacklevel=4)
+
+
+def _explain_failure(result: InverseResult, y: Tensor, rule: StoppingRule) -> str:
     """What did not converge, how far it came, and what to do about it."""
     failed = (~result.converged).nonzero().flatten().tolist()
     named = ", ".join(map(str, failed[:5])) + (", …" if len(failed) > 5 else "")
-    relative = (result.residual / sample_norms(y).clamp_min(1.0))[failed]
+    sizes = sample_norms(y.detach())
+    relative = (result.residual / sizes.clamp_min(1.0))[failed]
     remedies = []
-    if max_iterations is not None and int(result.iterations.max()) >= max_iterations:
+    if rule.max_iterations is not None and int(result.iterations.max()) >= rule.max_iterations:
         remedies.append("a larger max_iterations")
-    if lipschitz is None:
+    if rule.lipschitz is None:
         remedies.append(
             "a branch that contracts: certify(model) shows its Lipschitz bound, enforce(model) or a smaller coeff "
             "lowers it"
         )
-    if not bool(torch.isfinite(relative).all() & torch.isfinite(sample_norms(y)).all()):
+    if not bool(torch.isfinite(relative).all() & torch.isfinite(sizes).all()):
         remedies.append("inputs and weights without NaN, infinite or overflowing values")
     remedies.append(f"a larger tol, or float64 if rounding in {result.precision} is the limit")
-    known = "none" if lipschitz is None else f"{lipschitz:.6g}"
+    known = "none" if rule.lipschitz is None else f"{rule.lipschitz:.6g}"
     return (
         f"{len(failed)} of {len(y)} samples did not converge (samples {named}): largest relative residual "
-        f"{float(relative.max()):.3g} after {int(result.iterations.max())} iterations, tol={tol:.3g}, proven "
-        f"Lipschitz constant {known}. Remedy: {'; or '.join(remedies)}. The iterates are in the error's .result."
+        f"{float(relative.max()):.3g} after {int(result.iterations.max())} iterations, tol={rule.tolerance:.3g}, "
+        f"proven Lipschitz constant {known}. Remedy: {'; or '.join(remedies)}. The iterates are in the error's .result."
     )

@@ -68,7 +68,7 @@ def as_input(model: Model, images: Tensor, n_levels: int) -> Tensor:
 def evaluate(model: Model, data: ImageSplit) -> Evaluation:
     """Evaluate a network in evaluation mode on all test images; draws from torch's generator where a flow estimates.
 
-    A flow whose log-determinants are truncated series is certified for it: without a proof their bias is unknown.
+    A flow with truncated series is certified for it: ``bits_per_dim`` refuses them without a proof.
     """
     device = next(model.parameters()).device
     images, labels = data.test_images, data.test_labels

@@ -8,7 +8,7 @@ import torch
 import iresnet_fast as irf
 from benchmarks.blocks import saturated
 from benchmarks.memory import kept_bytes
-from iresnet_fast.estimators import Exact, NeumannGradient, PowerSeries, RussianRoulette
+from iresnet_fast.estimators import Exact, LogDet, NeumannGradient, PowerSeries, RussianRoulette
 from tests.helpers import jacobians
 from tests.tolerances import FLOAT64
 
@@ -95,7 +95,6 @@ def test_truncated_series_is_within_its_bound(branch, n_terms):
     jacobian = jacobians(branch, x)[0]
     kept = sum((-1) ** (k + 1) / k * jacobian.matrix_power(k).trace() for k in range(1, n_terms + 1))
     assert abs(mean - kept) <= 3 * error
-    assert math.isnan(estimator(branch, x)[1].bias_bound)
 
 
 def test_bias_bound_is_reached():
@@ -293,9 +292,82 @@ def test_low_precision_sums_in_float32():
     torch.testing.assert_close(log_det.value, torch.full((3,), 4097 / 256), rtol=1e-6, atol=0)
 
 
-def test_no_bound_without_a_contraction(branch):
-    assert PowerSeries(3)(branch, inputs(2), lipschitz=1.0)[1].bias_bound == math.inf
-    assert RussianRoulette()(branch, inputs(2), lipschitz=1.5)[1].finite_variance is False
+ROULETTES = (
+    RussianRoulette(),
+    RussianRoulette(0, continuation=0.9, n_probes=2),
+    NeumannGradient(),
+    NeumannGradient(RussianRoulette(continuation=0.9)),
+)
+TRUNCATED = (PowerSeries(3), NeumannGradient(PowerSeries(3)))
+
+
+@pytest.mark.parametrize("lipschitz", [None, math.nan, -0.5, 1.0, 1.5, math.inf])
+@pytest.mark.parametrize("estimator", [*ROULETTES, *TRUNCATED], ids=repr)
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_bound_without_a_proof(estimator, lipschitz, graph):
+    """The series of g(x) = −1.2x diverges."""
+    with torch.set_grad_enabled(graph):
+        _, log_det = estimator(lambda x: -1.2 * x, inputs(2), lipschitz=lipschitz, assumed=0.9)
+    assert math.isnan(log_det.bias_bound)
+    if estimator in ROULETTES:
+        assert log_det.finite_variance is (False if lipschitz in (1.0, 1.5, math.inf) else None)
+    else:  # finitely many terms
+        assert log_det.finite_variance is True
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_bounds_with_a_proof(graph):
+    for lipschitz in (0.0, 0.9, math.nextafter(1, 0)):
+        for estimator in (*ROULETTES, *TRUNCATED):
+            with torch.set_grad_enabled(graph):
+                bound = estimator(lambda x, factor=lipschitz: factor * x, inputs(2), lipschitz=lipschitz)[1].bias_bound
+            assert 0 < bound < math.inf if estimator in TRUNCATED and lipschitz else bound == 0
+
+
+def test_exact_needs_no_proof():
+    for lipschitz in (None, math.nan, 1.5):
+        x = inputs(2)
+        _, log_det = Exact()(lambda x: -1.2 * x, x, lipschitz=lipschitz)
+        torch.testing.assert_close(log_det.value, torch.full((2,), DIMENSIONS * math.log(0.2), dtype=torch.float64))
+        assert log_det.bias_bound == 0
+        assert log_det.finite_variance is True
+
+
+def test_sums_prove_what_all_parts_prove():
+    """In either order; a result that says nothing of its bias claims nothing."""
+    value = torch.zeros(2)
+    exact, unknown = LogDet.exactly(value), LogDet(value, value)
+    assert math.isnan(unknown.bias_bound)
+    assert unknown.finite_variance is None
+    for total in (exact.plus(unknown), unknown.plus(exact), unknown.plus(unknown)):
+        assert math.isnan(total.bias_bound)
+        assert total.finite_variance is None
+    total = exact.plus(LogDet(value, value, 0.25, True)).plus(LogDet(value, value, 0.5, False))
+    assert total.bias_bound == 0.75
+    assert total.finite_variance is False
+
+
+@pytest.mark.parametrize("estimator", [*ROULETTES, *TRUNCATED, Exact()], ids=repr)
+def test_a_chain_is_proven_where_all_its_blocks_are(estimator):
+    """One block that does not contract takes the bound from the chain."""
+    chain = irf.nn.InvertibleSequential(
+        irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(DIMENSIONS)),
+        irf.nn.ActNorm(DIMENSIONS),
+        irf.nn.InvertibleResidualBlock(torch.nn.Linear(DIMENSIONS, DIMENSIONS)),
+    ).double()
+    chain(inputs(8))
+    linear = chain.eval()[2].g
+    exact = isinstance(estimator, Exact)
+    for scale, proven in ((1.2, False), (0.5, True)):
+        with torch.no_grad():
+            linear.weight.copy_(scale * torch.eye(DIMENSIONS))
+        assert irf.certify(chain).guaranteed is proven
+        bound = chain.estimate_log_det(inputs(2), estimator)[1].bias_bound
+        if not proven and not exact:
+            assert math.isnan(bound)
+        else:
+            assert 0 < bound < math.inf if estimator in TRUNCATED else bound == 0
+    assert exact or math.isnan(chain.train().estimate_log_det(inputs(2), estimator)[1].bias_bound)
 
 
 @pytest.mark.parametrize("estimator", [Exact(), PowerSeries(3), NeumannGradient()], ids=repr)

@@ -182,6 +182,7 @@ def test_standard_error_of_bits_per_dim():
     flow = of_images()
     batches = [[torch.randint(256, (5, 1, 8, 8)) for _ in range(12)] for _ in range(25)]
     found = [flow.bits_per_dim(part, RussianRoulette()) for part in batches]
+    assert all(math.isnan(each.bias_bound) for each in found)  # nothing is certified
     scatter = torch.tensor([each.mean for each in found]).std()
     reported = torch.tensor([each.standard_error for each in found]).square().mean().sqrt()
     assert float(reported / scatter) == pytest.approx(1, abs=0.5)
@@ -194,6 +195,7 @@ def test_bits_per_dim_of_a_truncated_series_has_its_bound():
         flow.bits_per_dim(batches, PowerSeries(5))
     irf.certify(flow)
     assert 0 < flow.bits_per_dim(batches, PowerSeries(5)).bias_bound < 1
+    assert flow.bits_per_dim(batches, RussianRoulette()).bias_bound == 0
     assert flow.bits_per_dim(batches).standard_error == math.inf
     with pytest.raises(ValueError, match=r"dequantised data in \[0, 1\]; got values from 0 to 1.04"):
         flow.bits_per_dim([torch.tensor([0, 1.04] * 32).view(1, 1, 8, 8)])

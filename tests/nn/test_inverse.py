@@ -121,7 +121,8 @@ def test_autocast_inverts_the_forward_under_autocast():
     assert reduced.precision == "autocast to bfloat16"
     assert plain.certified.all()
     assert not reduced.certified.any()
-    assert ((reduced.x - x).norm(dim=1) <= reduced.error_bound).all()
+    assert reduced.unproven == "g is evaluated as PyTorch does in autocast to bfloat16"
+    assert ((reduced.x - x).norm(dim=1) <= 1e-2 * y.norm(dim=1)).all()
     # The other precision's inverse of the same y is visibly another x.
     assert (mixed.x - reduced.x).norm(dim=1).max() > 1e-4
     # Where the forward ran in float32, the inverse does too.
@@ -256,7 +257,7 @@ def test_channels_last_is_kept():
     [
         (torch.ones(2, 4), {}, RuntimeError, "mat1 and mat2|size mismatch|shape"),
         (torch.ones(2, 3, dtype=torch.int64), {}, TypeError, "floating point, got torch.int64"),
-        (torch.ones(2, 3, dtype=torch.float64), {}, ValueError, r"weights of torch.float32 on .*Remedy: y.to"),
+        (torch.ones(2, 3, dtype=torch.float64), {}, ValueError, r"weights of torch.float32 on .*Use y.to"),
         (torch.ones(2, 3, device="meta"), {}, ValueError, "but y is torch.float32 on meta"),
         (torch.ones(2, 3), {"tol": 1e-9}, ValueError, "floor is"),
         (torch.ones(2, 3), {"tolerance": 1e-3}, TypeError, "unexpected keyword argument 'tolerance'"),
@@ -308,13 +309,18 @@ def test_rounding_of_actnorm_counts_what_cancels():
         actnorm.log_scale.fill_(0.1)
     chain = irf.nn.InvertibleSequential(actnorm).eval()
     x = 1e-3 * torch.randn(50, 4, dtype=torch.float64)
+    log_scale = torch.tensor(0.1).double()
+    y = ((x + 1000) * log_scale.exp()).float()
     with torch.no_grad():
-        result = chain.solve_inverse(((x + 1000) * torch.tensor(0.1).double().exp()).float())
-    assert ((result.x.double() - x).norm(dim=1) <= result.error_bound).all()
+        result = chain.solve_inverse(y)
+    exact = y.double() * (-log_scale).exp() - 1000
+    error = (result.x.double() - exact).norm(dim=1)
+    assert (error <= result.error_bound).all()
+    assert (result.error_bound <= 1e-9).all()
 
 
 def test_a_chain_takes_no_start():
-    with pytest.raises(TypeError, match="x0 starts the iteration of one block"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'x0'"):
         small_classifier().inverse(torch.randn(1, 4, 4, 4), x0=torch.zeros(1))
 
 

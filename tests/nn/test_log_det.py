@@ -238,6 +238,8 @@ def test_options_reach_bijections_with_an_inverse_of_their_own():
     steps = []
     model.inverse(torch.randn(4, 3), tol=1e-3, progress=lambda *step: steps.append(step[:2]))
     assert seen == [{"tol": 1e-3}]
+    model.solve_inverse(torch.randn(4, 3))
+    assert seen[1] == {"on_failure": "return"}
     assert steps == [(1, 1)]
 
 

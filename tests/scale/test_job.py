@@ -75,7 +75,7 @@ def test_samples_that_fail_are_rows_and_are_listed(network, tmp_path, pairs):
     assert results(tmp_path / "out").column("id").to_pylist() == list(range(600))
     failures = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
     assert [row["id"] for row in failures] == [3, 300, 599]
-    assert failures[1]["reason"].startswith("outside the range")
+    assert failures[1]["reason"].startswith("outside the domain")
     assert failures[2]["shard"] == "00000-000000000512"
     assert scale.verify(tmp_path / "out") == []
 

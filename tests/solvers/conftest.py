@@ -50,7 +50,7 @@ class Solver:
     def solve(self, g, y, **options):
         if self.path == "general":
             return invert_residual(g, y, **options)
-        options = {"lipschitz": None, **options}
+        options = {name: value for name, value in options.items() if name != "compact"}
         with torch.no_grad():
             if self.path == "mlp_inverse":
                 result = irf.nn.InvertibleResidualBlock(g).solve_inverse(y, path="fused", **options)

@@ -116,8 +116,9 @@ def test_low_precision(dtype):
     assert result.x.dtype == dtype
     assert result.residual.dtype == torch.float32
     assert result.converged.all()
-    error = sample_norms(result.x.double() - x)
-    assert (error <= result.error_bound.double()).all()
+    assert (sample_norms(result.x.double() - x) <= 2 * tol * sample_norms(x).clamp_min(1)).all()
+    assert not result.certified.any()
+    assert "not evaluated in float64" in result.unproven
 
 
 def test_squares_beyond_float16_do_not_spoil_the_mixing():

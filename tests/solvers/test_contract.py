@@ -22,7 +22,8 @@ def test_round_trip(solver, dtype, lipschitz):
     result = solver.solve(g, x + g(x), tol=tol, lipschitz=lipschitz)
     assert (sample_norms(result.x - x) <= ROUND_TRIP[dtype] * sample_norms(x)).all()
     assert result.converged.all()
-    assert result.certified.all()
+    # A callable of float32 is not evaluated in float64; a block is.
+    assert result.certified.all() or (solver.path, dtype) == ("general", torch.float32)
     assert (result.iterations <= result.evaluations).all()
     assert result.x.dtype == dtype
     assert (result.path, result.method) == (solver.path, "anderson")
@@ -126,11 +127,15 @@ def test_oscillating_branch_stalls(solver):
 def test_bound_holds_where_rounding_dominates(solver):
     """In float32 with L = 0.999 the iteration nearly stands still, far from x = 1000 y."""
     y = solver.randn(50, 4).float()
-    result = solver.solve(solver.branch([-0.999 * torch.eye(4)]).float(), y, lipschitz=0.999, on_failure="return")
-    coefficient = 1 - float(torch.tensor(0.999))
-    error = sample_norms(result.x.double() - y.double() / coefficient)
-    assert error.max() > 1e-3
-    assert (error <= result.error_bound).all()
+    lipschitz = float(torch.tensor(0.999))
+    g = solver.branch([-lipschitz * torch.eye(4)]).float()
+    result = solver.solve(g, y, lipschitz=lipschitz, on_failure="return")
+    error = sample_norms(result.x.double() - y.double() / (1 - lipschitz))
+    if solver.path == "general":
+        assert result.error_bound.isnan().all()
+    else:
+        assert (error <= result.error_bound).all()
+        assert (result.certified == (result.error_bound <= 1e-6 * (sample_norms(result.x) - result.error_bound))).all()
 
 
 def test_overflowing_values_are_not_converged(solver):

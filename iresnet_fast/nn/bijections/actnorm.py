@@ -57,8 +57,8 @@ class ActNorm(Bijection):
         shape = self._broadcast(x)
         return (x + self.bias.view(shape)) * self.log_scale.exp().view(shape)
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """Return the exact inverse; sets nothing, and ignores options."""
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return the exact inverse; sets nothing."""
         self._check(y)
         shape = self._broadcast(y)
         return y * (-self.log_scale).exp().view(shape) - self.bias.view(shape)

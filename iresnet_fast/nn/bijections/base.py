@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,8 +23,12 @@ class Bijection(nn.Module):
     """
 
     @abstractmethod
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """The x that is mapped to y."""
+    def inverse(self, y: Tensor) -> Tensor:
+        """The x that is mapped to y.
+
+        A chain passes on the keywords of its own ``inverse`` (``tol``, ``on_failure``, ...) that this one names, so
+        that a bijection that contains residual blocks can give them to these.
+        """
 
     @abstractmethod
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
@@ -42,27 +49,46 @@ class Bijection(nn.Module):
         """
         return None, None
 
+    def outside_domain(self, x: Tensor) -> Tensor | None:
+        """Which samples (B,) the forward would refuse; None if it is defined everywhere."""
+        return None
+
     def forward_and_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, Tensor]:
         """The image of x, and log|det J| there (B,); arguments as for :meth:`estimate_log_det`."""
         y, log_det = self.estimate_log_det(x, estimator)
         return y, log_det.value
 
     def inverse_and_log_det(
-        self, y: Tensor, estimator: Estimator | None = None, **options: Any
+        self, y: Tensor, estimator: Estimator | None = None, *, tol: float | None = None, on_failure: str = "raise"
     ) -> tuple[Tensor, Tensor]:
         """The x that is mapped to y, and the log-determinant of the inverse there: −log|det J| at x, not at y.
 
         Args:
             y: (B, ...) outputs.
             estimator: as for :meth:`estimate_log_det`.
-            **options: of ``inverse``.
+            tol: of ``inverse``, where it iterates.
+            on_failure: of ``inverse``, where it can fail.
 
         Returns:
             x (B, ...) and the log-determinants (B,).
         """
-        x = self.inverse(y, **options)
+        x = self.inverse(y, **options_of(self, {"tol": tol, "on_failure": on_failure}))
         with frozen_state(self):
             return x, -self.forward_and_log_det(x, estimator)[1]
+
+
+def options_of(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that a module's ``inverse`` names as keywords, or all if it takes any."""
+    function: Any = module.inverse
+    parameters = _parameters(getattr(function, "__func__", function))
+    if any(kind == inspect.Parameter.VAR_KEYWORD for kind in parameters.values()):
+        return dict(options)
+    return {name: value for name, value in options.items() if name in parameters}
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(function: Any) -> dict[str, Any]:
+    return {name: parameter.kind for name, parameter in inspect.signature(function).parameters.items()}
 
 
 def apply_with_log_det(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...estimators import Estimator, LogDet
-from ...ops.arguments import can_look
-from ...solvers import sample_norms
+from ...ops.arguments import can_look, check_choice
+from ...solvers import ON_FAILURE, sample_norms
 from .base import Bijection
 
 
@@ -39,25 +38,24 @@ class InjectivePad(Bijection):
             raise ValueError(f"InjectivePad needs an input (B, C, ...), got shape {tuple(x.shape)}")
         return F.pad(x, [0, 0] * (x.dim() - 2) + [0, self.channels])
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+    def inverse(self, y: Tensor, *, on_failure: str = "raise") -> Tensor:
         """Drop the appended channels.
 
         Args:
             y: (B, C + channels, ...).
-            **options: ``on_failure``: ``"raise"``, ``"warn"`` or ``"return"``, for samples that are :meth:`outside`;
-                others are ignored.
+            on_failure: ``"raise"``, ``"warn"`` or ``"return"``, for samples that are :meth:`outside`.
 
         Raises:
             ValueError: fewer channels than were appended; samples outside the range of the map, unless ``on_failure``
                 says otherwise.
         """
-        on_failure = options.get("on_failure", "raise")
+        check_choice("on_failure", on_failure, ON_FAILURE)
         if on_failure != "return" and can_look(y) and bool((outside := self.outside(y)).any()):
             samples = outside.nonzero().flatten().tolist()
             excess = float(sample_norms(y.detach()[samples[:1], self._kept(y) :]))
             message = (
                 f"{len(samples)} of {len(y)} samples are outside the range of the padded network: the appended "
-                f"channels of sample {samples[0]} have norm {excess:.3g}, not 0. Remedy: invert latents that the "
+                f"channels of sample {samples[0]} have norm {excess:.3g}, not 0. Invert latents that the "
                 "network produced, or use a network without injective padding"
             )
             if on_failure == "raise":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +47,7 @@ class Logit(Bijection):
                 "irf.data.dequantize(images)"
             )
         p = self.alpha + (1 - 2 * self.alpha) * x
-        if x.numel() and can_look(x) and not bool(((p > 0) & (p < 1)).all()):
+        if x.numel() and can_look(x) and bool(self.outside_domain(x).any()):
             ends = f"({self.interval[0]:.6g}, {self.interval[1]:.6g})"
             raise ValueError(
                 f"data must be in {ends}, got {_extent(x)}. Remedy: scale it to [0, 1], as irf.data.dequantize(images) "
@@ -56,8 +55,13 @@ class Logit(Bijection):
             )
         return torch.logit(p)
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """The real numbers to the interval, whose ends it does not reach by rounding; options are ignored."""
+    def outside_domain(self, x: Tensor) -> Tensor:
+        """Samples (B,) with values outside of the interval, or NaN."""
+        p = self.alpha + (1 - 2 * self.alpha) * x
+        return ~((p > 0) & (p < 1)).flatten(1).all(1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The real numbers to the interval, whose ends it does not reach by rounding."""
         p = torch.sigmoid(y)
         limits = torch.finfo(p.dtype)
         p = p.clamp(4 * limits.eps if self.alpha else limits.tiny, 1 - 4 * limits.eps)
@@ -89,15 +93,19 @@ class Center(Bijection):
 
     def forward(self, x: Tensor) -> Tensor:
         """[0, 1] to [−½, ½]."""
-        if x.numel() and can_look(x) and not bool(((x > -1) & (x < 2)).all()):
+        if x.numel() and can_look(x) and bool(self.outside_domain(x).any()):
             raise ValueError(
                 f"data must be in [0, 1] or near it, got {_extent(x)}. Remedy: scale it to [0, 1], as "
                 "irf.data.dequantize(images) does"
             )
         return x - 0.5
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """[−½, ½] to [0, 1]; options are ignored."""
+    def outside_domain(self, x: Tensor) -> Tensor:
+        """Samples (B,) with values that are not near [0, 1], or NaN."""
+        return ~((x > -1) & (x < 2)).flatten(1).all(1)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """[−½, ½] to [0, 1]."""
         return y + 0.5
 
     def lipschitz(self) -> tuple[float, float]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
-from .base import Bijection, apply_with_log_det, no_volume_change
+from .base import Bijection, apply_with_log_det, no_volume_change, options_of
 
 KEPT_HALVES = ("first", "last")
 
@@ -37,7 +36,7 @@ class Flatten(Bijection):
             raise ValueError(f"Flatten needs (B, {', '.join(map(str, self.in_shape))}), got {tuple(x.shape)}")
         return x.flatten(1)
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         """(B, D) to (B, *in_shape)."""
         _check_vectors(y, math.prod(self.in_shape))
         return y.reshape(len(y), *self.in_shape)
@@ -113,9 +112,16 @@ class Split(Bijection):
         kept, factored = self.parts(x)
         return self.join(self.rest(kept), factored)
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """Latents (B, D) to (B, C, ...); options are those of the inverse of ``rest``."""
+    def inverse(self, y: Tensor, *, tol: float | None = None, on_failure: str = "raise") -> Tensor:
+        """Latents (B, D) to (B, C, ...).
+
+        Args:
+            y: the latents.
+            tol: of the inverse of ``rest``, where that iterates.
+            on_failure: of the inverse of ``rest``, where that can fail.
+        """
         kept, factored = self.parts_of_latents(y)
+        options = options_of(self.rest, {"tol": tol, "on_failure": on_failure})
         return self.join(self.rest.inverse(kept, **options), factored)  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:

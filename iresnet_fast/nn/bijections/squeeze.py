@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ...estimators import Estimator, LogDet
@@ -43,8 +41,8 @@ class Squeeze(Bijection):
         patches = patches.permute((0, 1, 3, 5, 2, 4) if self.order == "channel" else (0, 3, 5, 1, 2, 4))
         return patches.reshape(batch, 4 * channels, height // 2, width // 2)
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """(B, 4C, H/2, W/2) to (B, C, H, W); options are ignored."""
+    def inverse(self, y: Tensor) -> Tensor:
+        """(B, 4C, H/2, W/2) to (B, C, H, W)."""
         if y.dim() != 4 or y.shape[1] % 4:
             raise ValueError(f"Squeeze.inverse needs (B, 4C, H, W), got shape {tuple(y.shape)}")
         batch, channels, height, width = y.shape

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,33 @@ from torch.autograd.forward_ad import unpack_dual
 
 from ...estimators import Estimator, LogDet, check_same_shape, default_estimator
 from ...ops.arguments import can_look, check_choice
-from ...solvers import InverseResult, NotConvergedError, attach_branch_gradient, invert_residual, solve_values
+from ...solvers import (
+    InverseResult,
+    StoppingRule,
+    WatchedFunction,
+    attach_branch_gradient,
+    iterate,
+    prove,
+    report_failure,
+    solve_values,
+)
 from ..bijections.base import Bijection
 from ..fuse import fused_weights
 from ..inspection import Fingerprint, fingerprint, foreign_hooks, parts_of
 from ..sharding import sharded_parts, unsharded
 from ..spectral_norm import SpectralNorm
 from ..weights import Snapshot, frozen_state, is_frozen
+from .exact import exact_branch
 from .inverse import PATHS, Branch, invert_branch, read_branch
 from .structure import image_and_jacobian
+
+
+class _Proof(NamedTuple):
+    """What is proven of a branch, and of which: its constant, the norms of its layers, its fingerprint."""
+
+    lipschitz: float
+    norms: Mapping[str, float]
+    of: Fingerprint
 
 
 class InvertibleResidualBlock(Bijection):
@@ -30,7 +48,7 @@ class InvertibleResidualBlock(Bijection):
     Args:
         g: any module that keeps the shape of its input and treats samples independently.
         estimator: of the log-determinant, from :mod:`iresnet_fast.estimators`. None: exact for samples of up to 16
-            values, else :class:`~iresnet_fast.estimators.NeumannGradient`, which is unbiased.
+            values, else :class:`~iresnet_fast.estimators.NeumannGradient`, which is unbiased where Lip(g) < 1.
 
     Shape: (B, ...), kept.
 
@@ -47,8 +65,9 @@ class InvertibleResidualBlock(Bijection):
             raise TypeError(f"g must be an nn.Module, got {type(g).__name__}")
         self.g = g
         self.estimator = estimator
-        self._proof: tuple[float, Fingerprint] | None = None
+        self._proof: _Proof | None = None
         self._known: tuple[Fingerprint, Branch | str] | None = None
+        self._exact: tuple[Fingerprint, WatchedFunction | str] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to x + g(x)."""
@@ -120,91 +139,182 @@ class InvertibleResidualBlock(Bijection):
         coefficients = [part.coeff for part in parts_of(self.g) if isinstance(part, SpectralNorm)]
         return math.prod(coefficients) if coefficients else None
 
-    def inverse(self, y: Tensor, **options: Any) -> Tensor:
-        """The x with x + g(x) = y; see :meth:`solve_inverse` for options, errors and guarantees.
+    def inverse(
+        self,
+        y: Tensor,
+        *,
+        tol: float | None = None,
+        max_iterations: int | None = None,
+        x0: Tensor | None = None,
+        method: str = "anderson",
+        patience: int = 20,
+        on_failure: str = "raise",
+        lipschitz: float | None = None,
+        path: str = "auto",
+        iterate_in: torch.dtype | None = None,
+    ) -> Tensor:
+        """The x with x + g(x) = y, without a proof of how near it is; :meth:`solve_inverse` proves.
 
-        Raises:
-            NotConvergedError: rather than return a wrong x, unless ``on_failure`` says otherwise.
-        """
-        return self.solve_inverse(y, **options).x
-
-    def solve_inverse(self, y: Tensor, **options: Any) -> InverseResult:
-        """Invert, and report residual, error bound and convergence per sample.
-
-        The normalised weights are computed once, and no state changes, in training mode either. Where ``certify`` or
-        ``enforce`` has proven Lip(g) and the weights have not changed since, the result is certified. The result's x
-        has a gradient in y and the parameters, by the implicit function theorem: no iterate is stored.
+        The normalized weights are computed once, and no state changes, in training mode either. x has a gradient in y
+        and the parameters, by the implicit function theorem: no iterate is stored.
 
         Args:
-            y: (B, ...) outputs of the block. The branch is evaluated as a forward would be here: under
-                ``torch.autocast`` or with TF32 it is another function, and x is its inverse.
-            **options: ``tol``, ``max_iterations``, ``x0``, ``method``, ``on_failure``, ``patience`` and ``compact`` of
-                :func:`invert_residual`; ``lipschitz`` overrides the proven constant. ``path``: ``"auto"`` inverts the
-                whole block by one op where there is one for the branch, device and dtype
+            y: (B, ...) outputs of the block, of floating point. The branch is evaluated as a forward would be here:
+                under ``torch.autocast`` or with TF32 it is another function, and x is its inverse.
+            tol: a sample converges when its residual is at most tol·max(1, ‖y‖). Default: 1e-6, or what the precision
+                in force resolves; see :class:`iresnet_fast.solvers.StoppingRule`.
+            max_iterations: limit of steps per sample. Default: the a-priori bound that a proven Lipschitz constant
+                gives, 1000 without one.
+            x0: (B, ...) start of the iteration. Default: y.
+            method: ``"anderson"`` or ``"picard"``.
+            patience: evaluations without a smaller residual after which a sample has stalled.
+            on_failure: ``"raise"``, ``"warn"`` or ``"return"``, where a sample does not converge.
+            lipschitz: a constant of g that you have proven, in place of the certificate's.
+            path: ``"auto"`` inverts the whole block by one op where there is one for the branch, device and dtype
                 (:func:`iresnet_fast.ops.mlp_inverse`, :func:`iresnet_fast.ops.bottleneck_inverse`); ``"general"`` by
-                the solver that takes any branch; ``"fused"`` is an error where there is no such op. The result says
-                which, and why. ``iterate_in``: ``torch.float16`` or ``torch.bfloat16`` to evaluate the branch in low
-                precision first and in y's own at the end, which decides; the result's ``precision`` says so. Inside a
-                transform of ``torch.func`` the solve takes the general path in y's own precision, without a proof.
+                the solver that takes any branch; ``"fused"`` is an error where there is no such op.
+            iterate_in: ``torch.float16`` or ``torch.bfloat16`` to evaluate the branch in low precision first and in
+                y's own at the end, which decides.
 
         Raises:
             NotConvergedError: samples that did not converge; in the backward, too.
             ValueError: ``path="fused"`` for a branch that no op inverts; arguments out of their range.
-            RuntimeError: dropout or batch normalisation in training mode: such a branch has no inverse.
+            RuntimeError: dropout or batch normalization in training mode: such a branch has no inverse.
         """
+        rule = StoppingRule(tol, max_iterations, lipschitz, method, patience, on_failure)
+        return self._solve_inverse(y, rule, x0, path, iterate_in, certify=False).x
+
+    def solve_inverse(
+        self,
+        y: Tensor,
+        *,
+        tol: float | None = None,
+        max_iterations: int | None = None,
+        x0: Tensor | None = None,
+        method: str = "anderson",
+        patience: int = 20,
+        on_failure: str = "raise",
+        lipschitz: float | None = None,
+        path: str = "auto",
+        iterate_in: torch.dtype | None = None,
+        certify: bool = True,
+    ) -> InverseResult:
+        """Invert, and report residual, proven error bound and convergence per sample.
+
+        Where ``certify`` or ``enforce`` has proven Lip(g) and the weights have not changed since, one evaluation of the
+        branch in float64 bounds the distance to the exact x, rounding included. Where that is above the tolerance, the
+        iteration goes on in float64, and x is the rounded result. A missing proof raises nothing: the result says why.
+
+        Args:
+            y: (B, ...) outputs of the block; the other arguments, too, are those of :meth:`inverse`.
+            tol: also of the error that is certified, relative to max(1, ‖x‖).
+            max_iterations: limit of steps, those in float64 among them.
+            x0: start of the iteration.
+            method: ``"anderson"`` or ``"picard"``.
+            patience: evaluations until a stall.
+            on_failure: ``"raise"``, ``"warn"`` or ``"return"``.
+            lipschitz: a constant of g that you have proven.
+            path: ``"auto"``, ``"general"`` or ``"fused"``.
+            iterate_in: low precision to begin with.
+            certify: False for no proof, and the cost of :meth:`inverse`.
+
+        Raises:
+            NotConvergedError: samples that are neither converged nor certified.
+            ValueError, RuntimeError: as for :meth:`inverse`.
+        """
+        rule = StoppingRule(tol, max_iterations, lipschitz, method, patience, on_failure)
+        return self._solve_inverse(y, rule, x0, path, iterate_in, certify=certify)
+
+    def _solve_inverse(
+        self,
+        y: Tensor,
+        rule: StoppingRule,
+        x0: Tensor | None,
+        path: str,
+        iterate_in: torch.dtype | None,
+        *,
+        certify: bool,
+    ) -> InverseResult:
         if sharded_parts(self):
             with unsharded(self):
-                return self._solve_inverse(y, options)
-        return self._solve_inverse(y, options)
+                return self._solve_whole(y, rule, x0, path, iterate_in, certify=certify)
+        return self._solve_whole(y, rule, x0, path, iterate_in, certify=certify)
 
-    def _solve_inverse(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
-        if unpack_dual(y).tangent is not None:
+    def _solve_whole(
+        self,
+        y: Tensor,
+        rule: StoppingRule,
+        x0: Tensor | None,
+        path: str,
+        iterate_in: torch.dtype | None,
+        *,
+        certify: bool,
+    ) -> InverseResult:
+        if isinstance(y, Tensor) and unpack_dual(y).tangent is not None:
             raise RuntimeError("an inverse has no forward-mode derivative. Use jacrev or backward in place of jvp")
         if torch._C._are_functorch_transforms_active():
-            return self._solve_transformed(y, options)
+            return self._solve_transformed(y, rule.for_(y), x0, path)
         now, known = fingerprint(self.g), self._known
         if known is None or known[0] != now:
             self.check_invertible()
-        options.setdefault("lipschitz", self._still_proven(now))
+        if rule.lipschitz is None:
+            rule = replace(rule, lipschitz=self._still_proven(now))
+        rule = rule.for_(y, x0)
+        snapshot = None
         if not torch.is_grad_enabled():
-            return self._solve(y, self._read(now), options)
-        with frozen_state(self.g):
-            snapshot = Snapshot(self.g)
-            with snapshot.held():
-                result = self._solve(y, None, options)
-        return self._attach_gradient(y, result, snapshot, options) if snapshot.needs_gradient(y) else result
+            result = self._solve(y, rule, self._read(now), x0, path, iterate_in)
+        else:
+            with frozen_state(self.g):
+                snapshot = Snapshot(self.g)
+                with snapshot.held():
+                    result = self._solve(y, rule, None, x0, path, iterate_in)
+        if certify:
+            result = prove(result, y.detach(), self._exact_branch(now), rule)
+        report_failure(result, y, rule)
+        if snapshot is not None and snapshot.needs_gradient(y):
+            return self._attach_gradient(y, result, snapshot, rule)
+        return result
 
-    def _solve_transformed(self, y: Tensor, options: dict[str, Any]) -> InverseResult:
+    def _solve_transformed(self, y: Tensor, rule: StoppingRule, x0: Tensor | None, path: str) -> InverseResult:
         """Inside a transform of ``torch.func``: by the general path, and without a proof, which needs values."""
-        check_choice("path", options.get("path", "auto"), PATHS)
-        if options.get("path") == "fused":
+        check_choice("path", path, PATHS)
+        if path == "fused":
             raise ValueError("path='fused' does not work inside a transform of torch.func. Use path='auto'")
         self.check_invertible()
         with frozen_state(self.g):
             snapshot = Snapshot(self.g)
-        rest = {key: value for key, value in options.items() if key not in ("x0", "path", "iterate_in")}
 
         def solve(y: Tensor, x0: Tensor, tensors: Sequence[Tensor]) -> InverseResult:
-            reason = "inside a transform of torch.func"
-            result = invert_residual(lambda x: snapshot.call(x, tensors), y, x0=x0, **rest)
-            return replace(result, reason=reason)
+            with torch.no_grad():
+                result = iterate(lambda x: snapshot.call(x, tensors), y, rule, x0=x0)
+            report_failure(result, y, rule)
+            why = "inside a transform of torch.func"
+            return replace(result, reason=why, unproven=why)
 
-        x0 = options.get("x0")
         result = solve_values(solve, y, y if x0 is None else x0, snapshot.tensors)
-        return self._attach_gradient(y, result, snapshot, options)
+        return self._attach_gradient(y, result, snapshot, rule)
 
     def _attach_gradient(
-        self, y: Tensor, result: InverseResult, snapshot: Snapshot, options: dict[str, Any]
+        self, y: Tensor, result: InverseResult, snapshot: Snapshot, rule: StoppingRule
     ) -> InverseResult:
-        adjoint = {key: options[key] for key in ("tol", "max_iterations", "lipschitz", "method") if key in options}
-        x = attach_branch_gradient(snapshot.call, y, result.x, snapshot.tensors, **adjoint)
-        return replace(result, x=x)
+        return replace(result, x=attach_branch_gradient(snapshot.call, y, result.x, snapshot.tensors, rule))
 
-    def _solve(self, y: Tensor, branch: Branch | str | None, options: dict[str, Any]) -> InverseResult:
+    def _solve(
+        self,
+        y: Tensor,
+        rule: StoppingRule,
+        branch: Branch | str | None,
+        x0: Tensor | None,
+        path: str,
+        iterate_in: torch.dtype | None,
+    ) -> InverseResult:
         try:
-            result = invert_branch(self.g, convolution_layout(self.g, y), branch, **options)
+            with torch.no_grad():
+                result = invert_branch(
+                    self.g, convolution_layout(self.g, y), rule, branch, x0=x0, path=path, iterate_in=iterate_in
+                )
             return replace(result, x=result.x.contiguous()) if y.is_contiguous() else result
-        except (NotConvergedError, torch.OutOfMemoryError):
+        except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             # The branch refuses y: say what does not fit, where that can be seen.
@@ -212,25 +322,45 @@ class InvertibleResidualBlock(Bijection):
             if weight is not None and (weight.dtype != y.dtype or weight.device != y.device):
                 raise ValueError(
                     f"the block has weights of {weight.dtype} on {weight.device}, but y is {y.dtype} on {y.device}. "
-                    f"Remedy: y.to({str(weight.device)!r}, {weight.dtype})"
+                    f"Use y.to({str(weight.device)!r}, {weight.dtype})"
                 ) from error
             error.add_note(f"while inverting y of shape {tuple(y.shape)}, which this branch may not take")
             raise
 
-    def attach_proof(self, lipschitz: float | None) -> None:
-        """Record a proven Lipschitz bound of g, valid for its parameters, buffers and mode as they are now."""
-        self._proof = None if lipschitz is None else (lipschitz, fingerprint(self.g))
+    def attach_proof(self, lipschitz: float | None, norms: Mapping[str, float] | None = None) -> None:
+        """Record a proven Lipschitz bound of g, valid for its parameters, buffers and mode as they are now.
+
+        Args:
+            lipschitz: the bound; None withdraws what was recorded before.
+            norms: proven norms of its layers, by their names in g.
+        """
+        self._exact = None
+        self._proof = None if lipschitz is None else _Proof(lipschitz, norms or {}, fingerprint(self.g))
 
     def proven_lipschitz(self) -> float | None:
         """The proven bound of Lip(g) where it is below 1 and still valid; None once a weight has changed."""
         return None if self._proof is None else self._still_proven(fingerprint(self.g))
 
     def _still_proven(self, now: Fingerprint) -> float | None:
-        if self._proof is None or self._proof[0] >= 1 or self._proof[1] != now:
+        if self._proof is None or self._proof.lipschitz >= 1 or self._proof.of != now:
             return None
-        if not self._is_plain():
-            return None
-        return self._proof[0]
+        return self._proof.lipschitz if self._is_plain() else None
+
+    def exact_branch(self) -> tuple[float | None, WatchedFunction | str]:
+        """Return the proven bound of Lip(g), and g in float64, or why it is not evaluated there."""
+        now = fingerprint(self.g)
+        return self._still_proven(now), self._exact_branch(now)
+
+    def _exact_branch(self, now: Fingerprint) -> WatchedFunction | str:
+        """The branch in float64, kept until it changes."""
+        norms = {} if self._proof is None or self._proof.of != now else self._proof.norms
+        if is_frozen(self.g):  # the weights in place may be others
+            return exact_branch(self.g, norms)
+        known = self._exact
+        if known is None or known[0] != now:
+            known = now, exact_branch(self.g, norms)
+            self._exact = known
+        return known[1]
 
     def _read(self, now: Fingerprint) -> Branch | str | None:
         """The branch with its normalized weights, kept until it changes."""
@@ -243,7 +373,7 @@ class InvertibleResidualBlock(Bijection):
         return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_known": None}
+        return {**self.__dict__, "_known": None, "_exact": None}
 
     def check_invertible(self, *, dropout_replayed: bool = False) -> None:
         """Raise where the branch is no function of each sample alone.

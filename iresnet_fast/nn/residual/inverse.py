@@ -23,13 +23,12 @@ from ...ops.block_inverse import (
     mlp_inverse,
     mlp_inverse_obstacle,
 )
-from ...solvers import ON_FAILURE, InverseResult, conclude, evaluation_precision, invert_residual
+from ...solvers import InverseResult, StoppingRule, conclude, evaluation_precision, iterate
 from ..inspection import parts_of
 from ..spectral_norm import find_spectral_norm
 from ..weights import NormalizedWeight, frozen_state
 from .structure import CONVOLUTIONS, LINEAR, NoChainError, read_chain
 
-_TOLERANCE = 1e-6
 # What iterates in low precision resolve, relative, a few times their floor; evaluations without progress at that floor.
 _RESOLVED = {torch.float16: 1e-4, torch.bfloat16: 1e-3}
 _LOW_PATIENCE = 2
@@ -66,52 +65,60 @@ class Branch(NamedTuple):
 def invert_branch(
     g: nn.Module,
     y: Tensor,
+    rule: StoppingRule,
     branch: Branch | str | None = None,
     *,
+    x0: Tensor | None = None,
     path: str = "auto",
     iterate_in: torch.dtype | None = None,
-    **options: Any,
 ) -> InverseResult:
     """Solve x + g(x) = y: by one op where there is one for this branch, device and dtype, else by the general solver.
+
+    Nothing is proven, and nothing raised where a sample does not converge.
 
     Args:
         g: the branch; its state does not change.
         y: (B, ...) outputs of the block.
+        rule: made for y.
         branch: what :func:`read_branch` says of g; None to read it here.
+        x0: (B, ...) start of the iteration; default y.
         path: ``"auto"``; ``"general"`` for the solver that takes any branch; ``"fused"`` for the op, or an error.
         iterate_in: float16 or bfloat16: evaluate g so until that dtype resolves no more, then in y's own. Nothing is
             lost: the last evaluations decide. None, or a ``tol`` that low precision would reach: in y's own only.
-        **options: of :func:`invert_residual`.
 
     Raises:
         ValueError: another path, or ``"fused"`` where there is no such op; the message says why.
-        NotConvergedError: as for :func:`invert_residual`.
     """
     check_choice("path", path, PATHS)
     if iterate_in is not None:
-        return _invert_in_stages(g, y, branch, path, iterate_in, options)
+        return _invert_in_stages(g, y, rule, branch, x0, path, iterate_in)
     if path == "general":
-        return _invert_in_general(g, y, "it was asked for", options)
+        return _invert_in_general(g, y, rule, x0, "it was asked for")
     try:
         solve, reason = _choose_op(read_branch(g) if branch is None else branch, y)
     except _NotWholeError as why:
         if path == "fused":
-            raise ValueError(f"path='fused', but no op inverts this block whole: {why}. Remedy: path='auto'") from None
-        return _invert_in_general(g, y, str(why), options)
-    return _conclude(solve, reason, y, **options)
+            raise ValueError(f"path='fused', but no op inverts this block whole: {why}. Use path='auto'") from None
+        return _invert_in_general(g, y, rule, x0, str(why))
+    return _conclude(solve, reason, y, rule, x0)
 
 
 def _invert_in_stages(
-    g: nn.Module, y: Tensor, branch: Branch | str | None, path: str, low: torch.dtype, options: dict[str, Any]
+    g: nn.Module,
+    y: Tensor,
+    rule: StoppingRule,
+    branch: Branch | str | None,
+    x0: Tensor | None,
+    path: str,
+    low: torch.dtype,
 ) -> InverseResult:
     """From the solution of g in low precision, which is near, to that of g."""
     if low not in _RESOLVED:
         raise ValueError(f"iterate_in must be torch.float16, torch.bfloat16 or None, got {low!r}")
-    tol = options.get("tol", _TOLERANCE)
-    if tol >= _RESOLVED[low]:
-        return invert_branch(g, y, branch, path=path, **options)
-    coarse: dict[str, Any] = {**options, "tol": _RESOLVED[low], "on_failure": "return", "patience": _LOW_PATIENCE}
-    coarse["lipschitz"] = None  # it is proven of g, and here is another function
+    if rule.tolerance >= _RESOLVED[low]:
+        return invert_branch(g, y, rule, branch, x0=x0, path=path)
+    # Without the constant, which is proven of g: here is another function.
+    coarse = replace(rule, tol=_RESOLVED[low], patience=_LOW_PATIENCE, lipschitz=None)
     if parametrize._cache_enabled:  # torch keeps the first value of a weight, which must not be one of low precision
         for part in parts_of(g):
             for name in getattr(part, "parametrizations", ()):
@@ -120,14 +127,13 @@ def _invert_in_stages(
     if path != "general" and low == torch.float16 and y.device.type == "cuda":
         with suppress(_NotWholeError):
             solve, reason = _choose_op(read_branch(g) if branch is None else branch, y)
-            first = _conclude(partial(solve, low_precision=True), reason, y, **coarse)
+            first = _conclude(partial(solve, low_precision=True), reason, y, coarse, x0)
     if first is None:
         with torch.autocast(y.device.type, dtype=low):
-            first = _invert_in_general(g, y, "", coarse)
+            first = _invert_in_general(g, y, coarse, x0, "")
     usable = first.converged.view(-1, *(1,) * (y.dim() - 1))
-    start = options.get("x0")
-    near = torch.where(usable, first.x, y if start is None else start)
-    last = invert_branch(g, y, branch, path=path, **{**options, "x0": near})
+    near = torch.where(usable, first.x, y if x0 is None else x0)
+    last = invert_branch(g, y, rule, branch, x0=near, path=path)
     return replace(
         last,
         iterations=first.iterations + last.iterations,
@@ -136,31 +142,24 @@ def _invert_in_stages(
     )
 
 
-def _invert_in_general(g: nn.Module, y: Tensor, reason: str, options: dict[str, Any]) -> InverseResult:
+def _invert_in_general(g: nn.Module, y: Tensor, rule: StoppingRule, x0: Tensor | None, reason: str) -> InverseResult:
     with frozen_state(g):
-        return replace(invert_residual(g, y, **options), reason=reason)
+        return replace(iterate(g, y, rule, x0=x0), reason=reason)
 
 
 @torch.no_grad()
 def _conclude(
-    solve: partial[FixedPoint],
-    reason: str,
-    y: Tensor,
-    *,
-    tol: float = _TOLERANCE,
-    max_iterations: int | None = None,
-    lipschitz: float | None = None,
-    x0: Tensor | None = None,
-    method: str = "anderson",
-    on_failure: str = "raise",
-    patience: int = 20,
-    compact: bool | None = None,
+    solve: partial[FixedPoint], reason: str, y: Tensor, rule: StoppingRule, x0: Tensor | None
 ) -> InverseResult:
-    """Solve by an op; samples that converge leave its lanes, so that ``compact`` has no say."""
-    check_choice("on_failure", on_failure, ON_FAILURE)
-    stopping: dict[str, Any] = {"tol": tol, "max_iterations": max_iterations, "lipschitz": lipschitz, "method": method}
-    solution = solve(**stopping, x0=x0, patience=patience)
-    return conclude(solution, y, **stopping, on_failure=on_failure, path=solve.func.__name__, reason=reason)
+    solution = solve(
+        tol=rule.tolerance,
+        max_iterations=rule.max_iterations,
+        lipschitz=rule.lipschitz,
+        method=rule.method,
+        patience=rule.patience,
+        x0=x0,
+    )
+    return conclude(solution, y, rule, path=solve.func.__name__, reason=reason)
 
 
 def _choose_op(branch: Branch | str, y: Tensor) -> tuple[partial[FixedPoint], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from ...solvers import (
     NotConvergedError,
+    StoppingRule,
     autocast_settings,
     differentiable_once,
     evaluation_precision,
-    invert_residual,
+    iterate,
     sample_norms,
 )
 from ..weights import Snapshot, frozen_state
@@ -27,14 +29,16 @@ _TARGET, _ACCEPTED = 16, 4
 _ONCE = "recompute='inverse' can be differentiated once. Use recompute=None for second derivatives"
 # Evaluations without a smaller residual after which rounding allows no more.
 _PATIENCE = 3
+# Weighted sums kept of each module's input, and the angle that makes their weights.
+_SUMS, _TURN = 4, 2.399963229728653
 
 
 def apply_recomputing(chain: nn.Module, links: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Run the links of a chain one after the other; their inputs are recomputed from the output in the backward.
 
     Each link is inverted with the weights, the autocast settings and the random state of its forward (Gomez et al.
-    2017, for residual blocks by fixed point). Stored are input and output of the chain, and the normalised weights. At
-    the end the recomputed input is compared with the stored one: inputs that were not recovered are an error.
+    2017, for residual blocks by fixed point). Stored are the output of the chain, the normalized weights, and four
+    weighted sums of each link's input, by which recomputed inputs are checked: one that was not recovered is an error.
 
     Args:
         chain: the module that the links belong to.
@@ -46,7 +50,7 @@ def apply_recomputing(chain: nn.Module, links: Sequence[nn.Module], x: Tensor) -
 
     Raises:
         TypeError: x is of low precision: its rounding would be lost.
-        RuntimeError: a branch has no inverse (batch normalisation in training mode).
+        RuntimeError: a branch has no inverse (batch normalization in training mode).
         NotConvergedError: in the backward, where an input cannot be recomputed.
     """
     snapshot = Snapshot(chain)
@@ -72,42 +76,44 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx: Any, snapshot: Snapshot, links: tuple[nn.Module, ...], x: Tensor, *tensors: Tensor) -> Tensor:
         ctx.snapshot, ctx.links = snapshot, links
         ctx.autocast = autocast_settings(x.device)
-        ctx.draws = []
+        ctx.draws, ctx.sketches = [], []
         y = x.view_as(x)
         with snapshot.held():
             for link in links:
                 before, stride = _random_state(x.device), y.stride()
+                ctx.sketches.append(_sketch(y))
                 y = link(y)
                 drawn = any(not torch.equal(a, b) for a, b in zip(before, _random_state(x.device), strict=True))
                 ctx.draws.append(_Draw(before, stride) if drawn else None)
-        ctx.save_for_backward(x, y, *tensors)
+        ctx.save_for_backward(y, *tensors)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
             grads = _Recompute._backward(ctx, grad)
-        return None, None, *differentiable_once(grads, ctx.saved_tensors[1], _ONCE)
+        return None, None, *differentiable_once(grads, ctx.saved_tensors[0], _ONCE)
 
     @staticmethod
     def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        first, y, *tensors = ctx.saved_tensors
+        y, *tensors = ctx.saved_tensors
         tensors = ctx.snapshot.apart(tensors)
         grads: list[Tensor | None] = [None] * len(tensors)
         with ctx.autocast(), ctx.snapshot.held(tensors), frozen_state(ctx.snapshot.module):
-            for link, draw in zip(reversed(ctx.links), reversed(ctx.draws), strict=True):
+            for i, link in reversed(list(enumerate(ctx.links))):
+                draw = ctx.draws[i]
                 x = _undo(link, y, draw)
-                wanted = [i for i in ctx.snapshot.of(link) if ctx.needs_input_grad[3 + i]]
+                _check_recovered(i, x, ctx.sketches[i])
+                wanted = [place for place in ctx.snapshot.of(link) if ctx.needs_input_grad[3 + place]]
                 with torch.enable_grad(), draw.replay(y.device) if draw else nullcontext():
                     x.requires_grad_()
                     image = link(x)
-                inputs = [x, *(tensors[i] for i in wanted)]
+                inputs = [x, *(tensors[place] for place in wanted)]
                 grad, *found = torch.autograd.grad(image, inputs, grad, allow_unused=True)
-                for i, part in zip(wanted, found, strict=True):
+                for place, part in zip(wanted, found, strict=True):
                     if part is not None:
-                        grads[i] = part if grads[i] is None else grads[i] + part
+                        grads[place] = part if grads[place] is None else grads[place] + part
                 y = x.detach()
-            _check_recovered(y, first)
         return grad if ctx.needs_input_grad[2] else None, *grads
 
 
@@ -118,9 +124,9 @@ def _undo(link: nn.Module, y: Tensor, draw: _Draw | None) -> Tensor:
         return x.detach()
 
     tol = _TARGET * torch.finfo(y.dtype).eps
-    options: dict[str, Any] = {"tol": tol, "on_failure": "return", "patience": _PATIENCE}
+    rule = StoppingRule(tol, patience=_PATIENCE).for_(y)
     if draw is None:
-        result = invert_branch(link.g, convolution_layout(link.g, y), **options)
+        result = invert_branch(link.g, convolution_layout(link.g, y), rule)
     else:
         y = draw.as_then(y)
 
@@ -129,14 +135,14 @@ def _undo(link: nn.Module, y: Tensor, draw: _Draw | None) -> Tensor:
                 image: Tensor = link.g(draw.as_then(x))
                 return image
 
-        result = invert_residual(branch, y, compact=False, **options)
+        result = iterate(branch, y, rule, compact=False)
     accepted = max(tol, _ACCEPTED * evaluation_precision(y).eps)
     relative = result.residual / sample_norms(y).clamp_min(1.0)
     if not bool((relative <= accepted).all()):
         raise NotConvergedError(
             f"recompute='inverse': the input of a block could not be recomputed; largest relative residual "
-            f"{float(relative.max()):.3g}, needed {accepted:.2g}. Remedy: a smaller coeff so that the branch "
-            "contracts, or recompute=None",
+            f"{float(relative.max()):.3g}, needed {accepted:.2g}. Use a smaller coeff so that the branch contracts, or "
+            "recompute=None",
             result,
         )
     _check_size(result.residual, y)
@@ -157,18 +163,27 @@ def _check_size(error: Tensor, y: Tensor) -> None:
         )
 
 
-def _check_recovered(found: Tensor, x: Tensor) -> None:
-    """Raise where the chain's input was not recovered: a block that is not injective, or rounding that grew."""
-    allowed = evaluation_precision(x).eps ** 0.5
-    error = sample_norms(found - x)
-    drift = error / sample_norms(x).clamp_min(1.0)
+def _sketch(x: Tensor) -> Tensor:
+    """A few weighted sums (B, 4) of each sample, of which the difference estimates the distance of two tensors."""
+    rows = x.reshape(len(x), -1)
+    positions = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=x.device)
+    phases = positions[:, None] * torch.arange(1, _SUMS + 1, dtype=torch.float64, device=x.device).sqrt()
+    return rows @ (math.sqrt(2 / _SUMS) * torch.cos(_TURN * phases)).to(x.dtype)
+
+
+def _check_recovered(link: int, found: Tensor, sketch: Tensor) -> None:
+    """Raise where a link's input was not recovered: it is not injective, nearly singular, or rounding grew."""
+    allowed = evaluation_precision(found).eps ** 0.5
+    error = sample_norms(_sketch(found) - sketch)
+    drift = error / sample_norms(found).clamp_min(1.0)
     if not bool((drift <= allowed).all()):
         raise RuntimeError(
-            f"recompute='inverse': the recomputed input of the chain is {float(drift.max()):.3g} away from the true "
-            f"one (relative; allowed {allowed:.2g}), so its gradients would be wrong: some block is not invertible, or "
-            "rounding grew too much. Remedy: certify(model) and a smaller coeff, float64, or recompute=None"
+            f"recompute='inverse': the recomputed input of module {link} is about {float(drift.max()):.3g} away from "
+            f"the true one (relative; allowed {allowed:.2g}), so gradients would be wrong: the module is not "
+            "invertible or nearly singular, or rounding grew too much. Use certify(model) and a smaller coeff, "
+            "float64, or recompute=None"
         )
-    _check_size(error, x)
+    _check_size(error, found)
 
 
 class _Draw:

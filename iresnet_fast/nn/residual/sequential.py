@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,15 @@ from torch import Tensor, nn
 
 from ...estimators import Estimator, LogDet
 from ...ops.arguments import can_look
-from ...solvers import ROUNDING, InverseResult, NotConvergedError, sample_norms
-from ..bijections.base import Bijection, apply_with_log_det, no_volume_change
+from ...solvers import InverseResult, NotConvergedError, StoppingRule, report_failure, sample_norms
+from ..bijections.base import Bijection, apply_with_log_det, no_volume_change, options_of
 from ..bijections.injective_pad import InjectivePad
 from ..bijections.split import Split
 from ..inspection import foreign_hooks, has_own, obstacle, stated_by
 from ..sharding import unsharded
 from ..weights import frozen_state
 from .block import InvertibleResidualBlock, convolution_layout
+from .proof import ChainProof, Step, prove_chain
 from .recompute import apply_recomputing
 
 Progress = Callable[[int, int, InverseResult], None]
@@ -31,14 +33,17 @@ class ChainInverseResult:
 
     Attributes:
         x: (B, ...) the solution.
-        residual: (B,) measured ‖F(x) − y‖/max(1, ‖y‖).
-        error_bound: (B,) bound of the distance to the true x: every block's own bound, grown by 1/(1 − L) in each
-            block before it and by the scales of ActNorm (Behrmann et al. 2019, Lemma 2). It is honest and may be
-            huge; NaN where a block or link has no proof.
-        converged: (B,) bool, whether every block's solve met its stopping rule, and no :class:`InjectivePad` found its
-            y outside of its range.
-        certified: (B,) bool, whether every one did so by a proven bound, and nothing stands between them but modules
-            of :mod:`iresnet_fast.nn` as they are: without hooks or methods of their own.
+        residual: (B,) measured ‖F(x) − y‖/max(1, ‖y‖); NaN where F is not defined at x.
+        error_bound: (B,) float64, proven bound of the distance to the exact x, end to end and with rounding: the bound
+            of every block, grown by 1/(1 − L) in each block before it (Behrmann et al. 2019, Lemma 2), and by what
+            stands between them. NaN where nothing is proven.
+        converged: (B,) bool, whether every block's solve met its stopping rule and x is in the domain and y in the
+            range of the chain, or the sample is certified.
+        certified: (B,) bool, whether error_bound is at most tol·max(1, ‖x‖).
+        block_certified: (B,) bool, whether every block's own solve is certified, for the values that it was given.
+        growth: how much the inverse can stretch an error of y: ∏ 1/(1 − L), with the factors of what stands between
+            the blocks; None where it is not proven.
+        unproven: why samples are not certified; None where all are.
         blocks: the :class:`InverseResult` of every residual block, in the order of the forward.
     """
 
@@ -47,6 +52,9 @@ class ChainInverseResult:
     error_bound: Tensor
     converged: Tensor
     certified: Tensor
+    block_certified: Tensor
+    growth: float | None
+    unproven: str | None
     blocks: tuple[InverseResult, ...]
 
 
@@ -113,20 +121,141 @@ class InvertibleSequential(nn.Sequential, Bijection):
         modules = list(self)[index]
         return InvertibleSequential(*modules, recompute=self.recompute) if isinstance(modules, list) else modules
 
-    def inverse(self, y: Tensor, *, progress: Progress | None = None, **options: Any) -> Tensor:
-        """The x that is mapped to y, with a gradient in y and the parameters.
+    def inverse(
+        self,
+        y: Tensor,
+        *,
+        tol: float | None = None,
+        max_iterations: int | None = None,
+        method: str = "anderson",
+        patience: int = 20,
+        on_failure: str = "raise",
+        path: str = "auto",
+        iterate_in: torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """The x that is mapped to y, with a gradient in y and the parameters; nothing is proven of it.
 
         Args:
             y: (B, ...) outputs of the chain.
+            tol: of every block; this and the next six as for :meth:`InvertibleResidualBlock.inverse`.
+            max_iterations: limit of steps in each block.
+            method: ``"anderson"`` or ``"picard"``.
+            patience: evaluations until a stall.
+            on_failure: ``"raise"``, ``"warn"`` or ``"return"``.
+            path: ``"auto"``, ``"general"`` or ``"fused"``.
+            iterate_in: low precision to begin with.
             progress: called after each residual block as ``progress(blocks done, blocks in all, its result)``. What
                 it raises (as does Ctrl-C) ends the inverse, and leaves the modules as they were.
-            **options: as for :meth:`InvertibleResidualBlock.solve_inverse`.
 
         Raises:
             NotConvergedError: a block did not converge; it is named.
         """
+        options = _given(tol, max_iterations, method, patience, on_failure, path, iterate_in)
         with unsharded(self):
-            return _ReverseRun(self, options, progress, bounds=False).run(y)
+            return _ReverseRun(self, options, progress).run(y)
+
+    def solve_inverse(
+        self,
+        y: Tensor,
+        *,
+        tol: float | None = None,
+        max_iterations: int | None = None,
+        method: str = "anderson",
+        patience: int = 20,
+        on_failure: str = "raise",
+        path: str = "auto",
+        iterate_in: torch.dtype | None = None,
+        progress: Progress | None = None,
+        certify: bool = True,
+    ) -> ChainInverseResult:
+        """Invert, run forward again, and report the measured residual and the proven error bound of every sample.
+
+        Where every block's constant is proven, one evaluation of each block in float64 bounds the error end to end.
+        Where that is above the tolerance, and float64 can do better, the blocks are solved again in float64 from there.
+        A missing proof raises nothing: the result says why. Deep networks cannot have one: errors can grow by
+        ∏ 1/(1 − L). ``block_certified`` and the residual then say how good the inverse is.
+
+        Args:
+            y: (B, ...) outputs of the chain; the other arguments, too, are those of :meth:`inverse`.
+            tol: of every block, and of the error that is certified, relative to max(1, ‖x‖).
+            max_iterations: limit of steps in each block.
+            method: ``"anderson"`` or ``"picard"``.
+            patience: evaluations until a stall.
+            on_failure: ``"raise"``, ``"warn"`` or ``"return"``.
+            path: ``"auto"``, ``"general"`` or ``"fused"``.
+            iterate_in: low precision to begin with.
+            progress: as for :meth:`inverse`.
+            certify: False for no proof.
+
+        Raises:
+            NotConvergedError: a sample is neither converged nor certified.
+        """
+        options = _given(tol, max_iterations, method, patience, "return", path, iterate_in)
+        rule = StoppingRule(tol, max_iterations, None, method, patience, on_failure).for_(y)
+        certify = certify and can_look(y)
+        with unsharded(self):
+            run = _ReverseRun(self, options, progress)
+            x = run.run(y)
+            nothing = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
+            none = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+            proof = ChainProof(x.detach(), nothing, none, none, None, "no proof was asked for")
+            if certify:
+                proof = prove_chain(run.steps, y, rule.tolerance, max_iterations)
+                x = _moved_to(proof.x, x)
+            residual = self._residual(x.detach(), y.detach())
+        blocks = tuple(step.result for step in _flat(run.steps) if step.result is not None)[::-1]
+        converged = ~run.outside & ~torch.isnan(residual)
+        for block in blocks:
+            converged = converged & block.converged
+        certified = proof.certified & ~run.outside
+        result = ChainInverseResult(
+            x=x,
+            residual=residual,
+            error_bound=torch.where(run.outside, math.nan, proof.error_bound),
+            converged=converged | certified,
+            certified=certified,
+            block_certified=proof.block_certified,
+            growth=proof.growth,
+            unproven=proof.unproven,
+            blocks=blocks,
+        )
+        self._report_failure(result, run, y, rule)
+        return result
+
+    @torch.no_grad()
+    def _residual(self, x: Tensor, y: Tensor) -> Tensor:
+        """‖F(x) − y‖/max(1, ‖y‖) of each sample (B,); NaN of those that are outside of a module's domain."""
+        rows = torch.arange(len(x), device=x.device)
+        image = x
+        with frozen_state(self):
+            for link in self._leaves():
+                outside = link.outside_domain(image) if isinstance(link, Bijection) and can_look(image) else None
+                if outside is not None and bool(outside.any()):
+                    image, rows = image[~outside], rows[~outside]
+                image = link(image)
+        residual = torch.full_like(sample_norms(y), math.nan)
+        residual[rows] = sample_norms(image - y[rows]) / sample_norms(y[rows]).clamp_min(1.0)
+        return residual
+
+    def _report_failure(self, result: ChainInverseResult, run: _ReverseRun, y: Tensor, rule: StoppingRule) -> None:
+        """Raise or warn, as the rule says, where a sample is neither converged nor certified."""
+        if rule.on_failure == "return" or bool(result.converged.all()):
+            return
+        for step in _flat(run.steps):
+            if step.result is not None and not bool((step.result.converged | result.certified).all()):
+                try:
+                    report_failure(step.result, step.y, rule)
+                except NotConvergedError as error:
+                    raise NotConvergedError(f"block {step.name}: {error}", error.result) from error
+                return
+        outside = run.outside if bool(run.outside.any()) else torch.isnan(result.residual)
+        which = "range of the padded network" if outside is run.outside else "domain of the chain"
+        samples = outside.nonzero().flatten().tolist()
+        message = f"{len(samples)} of {len(y)} samples are outside the {which} (samples {str(samples[:5])[1:-1]})"
+        if rule.on_failure == "raise":
+            raise ValueError(message)
+        warnings.warn(message, stacklevel=3)
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:
         """Run all modules in order, and sum their log-determinants; activations are stored, whatever ``recompute``.
@@ -145,57 +274,60 @@ class InvertibleSequential(nn.Sequential, Bijection):
             total = total.plus(log_det)
         return x, total
 
-    def solve_inverse(self, y: Tensor, *, progress: Progress | None = None, **options: Any) -> ChainInverseResult:
-        """Invert, run forward again, and report the measured residual, the proven error bound and each block's result.
 
-        Arguments and errors are those of :meth:`inverse`.
-        """
-        run = _ReverseRun(self, options, progress, bounds=True)
-        with unsharded(self):
-            x = run.run(y)
-        with frozen_state(self), torch.no_grad():
-            residual = sample_norms(self(x) - y) / sample_norms(y).clamp_min(1.0)
-        converged = ~run.outside
-        certified = converged & torch.isfinite(run.error_bound)
-        for block in run.results:
-            converged, certified = converged & block.converged, certified & block.certified
-        return ChainInverseResult(x, residual, run.error_bound, converged, certified, tuple(run.results[::-1]))
+def _given(*values: Any) -> dict[str, Any]:
+    """The options of an inverse that are not what they are by default."""
+    return {name: value for (name, default), value in zip(_DEFAULTS.items(), values, strict=True) if value != default}
+
+
+_DEFAULTS: dict[str, Any] = {"tol": None, "max_iterations": None, "method": "anderson", "patience": 20}
+_DEFAULTS |= {"on_failure": "raise", "path": "auto", "iterate_in": None}
+
+
+def _moved_to(values: Tensor, x: Tensor) -> Tensor:
+    """X with other values, and its gradient."""
+    return x + (values - x.detach()) if x.requires_grad else values
+
+
+def _flat(steps: list[Step]) -> Iterator[Step]:
+    for step in steps:
+        yield step
+        yield from _flat(step.rest)
 
 
 class _ReverseRun:
     """One pass through a chain from its end to its start.
 
     Attributes:
-        results: of the residual blocks, the last first.
-        error_bound: (B,) of the distance from the true x, where bounds are wanted.
-        outside: (B,) bool, which samples no x maps to; the same.
+        steps: what has been inverted, the last module first.
+        outside: (B,) bool, which samples no x maps to.
     """
 
-    def __init__(
-        self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None, *, bounds: bool
-    ) -> None:
-        self._chain, self._options, self._progress, self._bounds = chain, options, progress, bounds
+    def __init__(self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None) -> None:
+        self._chain, self._options, self._progress = chain, options, progress
         self._total = sum(_count_blocks(part) for part in chain)
-        self.results: list[InverseResult] = []
-        self.error_bound = torch.empty(0)
+        self._done = 0
+        self.steps: list[Step] = []
         self.outside = torch.empty(0, dtype=torch.bool)
 
     def run(self, y: Tensor) -> Tensor:
-        if "x0" in self._options:
-            raise TypeError("x0 starts the iteration of one block; a chain of blocks takes none")
-        if self._bounds:
-            self.error_bound = torch.zeros_like(sample_norms(y.detach()))
-            self.outside = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        """Invert all modules; return x."""
+        if not isinstance(y, Tensor) or y.dim() == 0:
+            kind = "a tensor without axes" if isinstance(y, Tensor) else type(y).__name__
+            raise TypeError(f"y must be a tensor (B, ...), got {kind}")
+        self.outside = torch.zeros(len(y), dtype=torch.bool, device=y.device)
         x = self._module_inverse(self._chain, convolution_layout(self._chain, y), "")
         return x.contiguous() if y.is_contiguous() else x
 
     def _module_inverse(self, module: nn.Module, y: Tensor, path: str) -> Tensor:
         kind = next((kind for kind in _OPENED if isinstance(module, kind)), None)
         if kind is None or (module is not self._chain and has_own(module, "inverse", kind)):
-            return self._link_inverse(module, y)
+            return self._link_inverse(module, y, path)
+        first = len(self.steps)
         x: Tensor = _OPENED[kind](self, module, y, path)
-        if self._bounds and obstacle(module, kind):  # then its forward is not what it seems
-            self.error_bound = torch.full_like(self.error_bound, math.nan)
+        if reason := obstacle(module, kind):  # then its forward is not what it seems
+            for step in self.steps[first:]:
+                step.obstacle = step.obstacle or reason
         return x
 
     def _chain_inverse(self, chain: InvertibleSequential, y: Tensor, path: str) -> Tensor:
@@ -206,46 +338,35 @@ class _ReverseRun:
 
     def _split_inverse(self, split: Split, z: Tensor, path: str) -> Tensor:
         latents, factored = split.parts_of_latents(z)
-        before = self.error_bound
-        kept = self._module_inverse(split.rest, latents, f"{path}.rest")
-        if self._bounds:
-            self.error_bound = torch.hypot(before, self.error_bound)
-        return split.join(kept, factored)
-
-    def _link_inverse(self, link: nn.Module, y: Tensor) -> Tensor:
-        # Modules of ours take the options of an inverse; of others nothing is known.
-        x: Tensor = link.inverse(y, **(self._options if isinstance(link, Bijection) else {}))  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
-        if self._bounds:
-            self._bound_link(link, x.detach(), y.detach())
+        outer, self.steps = self.steps, []
+        kept = self._module_inverse(split.rest, latents, f"{path}.rest" if path else "rest")
+        x = split.join(kept, factored)
+        outer.append(Step(split, path, z, x, rest=self.steps))
+        self.steps = outer
         return x
 
-    def _bound_link(self, link: nn.Module, x: Tensor, y: Tensor) -> None:
-        growth = math.nan
-        if can_look(y) and isinstance(link, Bijection) and not obstacle(link, stated_by(link)):
-            constant = link.lipschitz()[1]
-            growth = math.nan if constant is None else constant
-        if isinstance(link, InjectivePad):
+    def _link_inverse(self, link: nn.Module, y: Tensor, path: str) -> Tensor:
+        if isinstance(link, InjectivePad) and can_look(y):
             self.outside = self.outside | link.outside(y)
-            # The true y has zeros in the appended channels: where these are farther off than y can be, there is none.
-            outside = sample_norms(y[:, x.shape[1] :]) > self.error_bound
-            self.error_bound = torch.where(outside, math.nan, self.error_bound)
-        size = torch.maximum(sample_norms(x), sample_norms(y) * growth)
-        self.error_bound = self.error_bound * growth + ROUNDING * torch.finfo(y.dtype).eps * size
+        x = link.inverse(y, **options_of(link, self._options))  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
+        why = "it is not an irf.nn.Bijection"
+        if isinstance(link, Bijection):
+            why = obstacle(link, stated_by(link)) or ""
+        self.steps.append(Step(link, path, y, x, obstacle=why or None))
+        return x
 
     def _block_inverse(self, block: InvertibleResidualBlock, y: Tensor, path: str) -> Tensor:
         try:
-            result = block.solve_inverse(y, **self._options)
+            result = block.solve_inverse(y, **self._options, certify=False)
         except NotConvergedError as error:
             raise NotConvergedError(f"block {path}: {error}", error.result) from error
         except (TypeError, ValueError, RuntimeError) as error:
             error.add_note(f"in block {path}")
             raise
-        self.results.append(result)
-        if self._bounds:
-            growth = math.nan if result.lipschitz is None else 1 / (1 - result.lipschitz)
-            self.error_bound = self.error_bound * growth + result.error_bound
+        self.steps.append(Step(block, path, y, result.x, result))
+        self._done += 1
         if self._progress is not None:
-            self._progress(len(self.results), self._total, result)
+            self._progress(self._done, self._total, result)
         return result.x
 
 

@@ -1,0 +1,193 @@
+"""The float64 finish: prove how far an inverse is from the exact one, and go on in float64 where it is too far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .iteration import Iteration
+from .precision import evaluation_precision
+from .result import InverseResult, sample_norms
+from .rounding import UNIT, NoErrorModelError, WatchedFunction
+from .rule import StoppingRule
+
+# Evaluations in float64 without a smaller residual after which a sample has stalled.
+_PATIENCE = 6
+# A residual below this share of the bound of its rounding has nothing to gain.
+_NEGLIGIBLE = 0.125
+
+
+class Evaluated(NamedTuple):
+    """A branch g at x (B, ...), in float64.
+
+    Attributes:
+        image: (B, ...) g(x).
+        rounding: (B,) bound of its error.
+    """
+
+    image: Tensor
+    rounding: Tensor
+
+
+class Finished(NamedTuple):
+    """Where the finish has left each sample.
+
+    Attributes:
+        x: (B, ...) float64.
+        residual: (B,) ‖y − g(x) − x‖.
+        error_bound: (B,) proven bound of the distance to the exact inverse of y.
+        evaluations: (B,) int64, evaluations of g in float64.
+    """
+
+    x: Tensor
+    residual: Tensor
+    error_bound: Tensor
+    evaluations: Tensor
+
+
+@torch.no_grad()
+def prove(result: InverseResult, y: Tensor, g: WatchedFunction | str, rule: StoppingRule) -> InverseResult:
+    """Certify what an inverse has found, sample by sample; go on in float64 where it is not near enough.
+
+    Args:
+        result: of the iteration in y's dtype.
+        y: (B, ...) outputs of the block.
+        g: its branch in float64, or why there is none.
+        rule: of the iteration; its Lipschitz constant is proven.
+
+    Returns:
+        The result with error bounds. Where float64 came nearer, x is its solution, rounded to y's dtype.
+    """
+    lipschitz, precision = rule.lipschitz, evaluation_precision(y)
+    if lipschitz is None:
+        return replace(result, unproven="no Lipschitz constant of the branch below 1 is proven")
+    if precision.eps > torch.finfo(y.dtype).eps:
+        return replace(result, unproven=f"g is evaluated as PyTorch does in {precision.name}")
+    if isinstance(g, str):
+        return replace(result, unproven=g)
+    start, target = result.x.to(torch.float64), y.to(torch.float64)
+    allowed = (rule.tolerance - rounding_to(y.dtype)) * sample_norms(start).clamp_min(1.0)
+    try:
+        done = finish(g, target, start, lipschitz, allowed, steps=steps_left(result, rule.max_iterations))
+    except NoErrorModelError as error:
+        return replace(result, unproven=str(error))
+    x = done.x.to(y.dtype)
+    moved = sample_norms(done.x - x.to(torch.float64))
+    bound = done.error_bound + moved
+    usable = torch.isfinite(bound)
+    x = torch.where(usable.view(-1, *(1,) * (y.dim() - 1)), x, result.x)
+    certified = is_certified(bound, sample_norms(done.x), rule.tolerance)
+    return replace(
+        result,
+        x=x,
+        residual=torch.where(usable, done.residual.to(result.residual.dtype), result.residual),
+        error_bound=torch.where(usable, bound, math.nan),
+        converged=result.converged | certified,
+        certified=certified,
+        proof_evaluations=done.evaluations,
+        unproven=None,
+    )
+
+
+def steps_left(result: InverseResult, max_iterations: int | None) -> Tensor | None:
+    """Return how many steps (B,) a limit leaves after an inverse; None without a limit."""
+    return None if max_iterations is None else (max_iterations - result.iterations).clamp_min(0)
+
+
+def is_certified(bound: Tensor, size: Tensor, tol: float) -> Tensor:
+    """Return where a bound of the error is at most tol·max(1, ‖x‖) for every x within it; size (B,) is that of x̂."""
+    return bound <= tol * (size - bound).clamp_min(1.0)
+
+
+def rounding_to(dtype: torch.dtype) -> float:
+    """Return how far rounding from float64 moves a sample, relative to its norm."""
+    return 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps / 2
+
+
+def evaluated(g: WatchedFunction, x: Tensor) -> Evaluated:
+    """Evaluate a function in float64, outside of autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return Evaluated(*g(x))
+
+
+def bound_of(y: Tensor, x: Tensor, at: Evaluated, lipschitz: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Bound the distance to the exact inverse of y, from one evaluation of g: ‖x* − x‖ ≤ ‖y − g(x) − x‖/(1 − L).
+
+    Args:
+        y: (B, ...) float64.
+        x: (B, ...) float64.
+        at: the branch at x.
+        lipschitz: its constant.
+
+    Returns:
+        (B,) the residual, the bound of its rounding, and the bound of the distance.
+    """
+    step = y - x
+    residual = sample_norms(step - at.image)
+    rounding = at.rounding + UNIT * (sample_norms(step) + residual)
+    # A little more for the rounding of these norms.
+    return residual, rounding, (1 + x[:1].numel() * UNIT) * (residual + rounding) / (1 - lipschitz)
+
+
+def finish(
+    g: WatchedFunction,
+    y: Tensor,
+    x: Tensor,
+    lipschitz: float,
+    goal: Tensor,
+    at: Evaluated | None = None,
+    steps: Tensor | None = None,
+) -> Finished:
+    """Iterate in float64 until the proven bound is at most the goal, or rounding lets it fall no further.
+
+    Args:
+        g: the branch in float64.
+        y: (B, ...) float64, taken as exact.
+        x: (B, ...) float64, near the solution.
+        lipschitz: proven constant of g below one.
+        goal: (B,) what error bounds are to reach.
+        at: the branch at x, where it is known.
+        steps: (B,) int64, limit of steps. Default: the a-priori bound that L gives.
+    """
+    best = Finished(x, torch.full_like(goal, math.inf), torch.full_like(goal, math.inf), torch.zeros_like(goal).long())
+    if not len(y):
+        return best
+    best = best._replace(x=x.clone())
+    iteration = Iteration(
+        y,
+        x,
+        threshold=lipschitz * (1 - lipschitz) / 2 * goal,
+        lipschitz=lipschitz,
+        max_iterations=None if steps is None else steps + 1,  # the first evaluation counts as one
+        patience=_PATIENCE,
+        mixing=True,
+    )
+    positions = torch.arange(len(y), device=y.device)
+    while len(positions):
+        x = iteration.x
+        if at is None:
+            at = evaluated(g, x)
+            best.evaluations[positions] += 1
+        residual, rounding, bound = bound_of(iteration.y, x, at, lipschitz)
+        better = bound < best.error_bound[positions]
+        _write(best.x, positions, x, better)
+        _write(best.residual, positions, residual, better)
+        _write(best.error_bound, positions, bound, better)
+        iteration.advance(at.image)
+        at = None
+        stopped = iteration.done | (bound <= goal[positions]) | (residual <= _NEGLIGIBLE * rounding)
+        if bool(stopped.any()):
+            positions = positions[~stopped]
+            iteration.keep(~stopped)
+    return best
+
+
+def _write(target: Tensor, positions: Tensor, values: Tensor, mask: Tensor) -> None:
+    if len(positions) == len(target) and bool(mask.all()):
+        target.copy_(values)
+    else:
+        target[positions[mask]] = values[mask]
