@@ -29,6 +29,11 @@ TORCH_LIBRARY(iresnet_fast, m) {
       "float tol, float lipschitz, int max_iterations, int patience, bool mixing, bool low) -> (Tensor, Tensor, "
       "Tensor, "
       "Tensor, Tensor)");
+  m.def(
+      "mlp_finish(Tensor y, Tensor x0, Tensor[] weights, Tensor?[] biases, int[] activations, Tensor parameters, "
+      "float[] norms, float[] sums, float lipschitz, Tensor goal, Tensor? steps, int patience) -> (Tensor, Tensor, "
+      "Tensor, "
+      "Tensor, Tensor)");
   m.def("conv_symbol(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups) -> Tensor");
   m.def(
       "conv_singular_values(Tensor weight, int[] grid, int[] stride, int[] dilation, int groups, str driver) -> "

@@ -1,4 +1,5 @@
-// When one sample of a fixed-point inverse stops, and where it goes on: the rule of reference/fixed_point.py, in scalars.
+// When one sample of a fixed-point inverse stops, and where it goes on: the rule of reference/fixed_point.py, in
+// scalars.
 #pragma once
 
 #include <algorithm>
@@ -31,19 +32,24 @@ enum class Step { following, mixed, target };
 
 struct FixedPointSample {
   double threshold;
+  double rounding;  // of one step: one that contracts by exactly L must not be refused for it
+  int64_t cap;      // on the iterations; 0 for the a-priori bound
   double accepted = std::numeric_limits<double>::infinity(), best = accepted, residual = accepted, theta = 0;
   int64_t iterations = 0, evaluations = 0, limit = 0, since_best = 0, wait = 0, backoff = 1;
   bool is_mixed = false, done = false, converged = false;
 
   FixedPointSample() = default;
-  FixedPointSample(const FixedPointRule& rule, double norm) : threshold(rule.tol * std::max(1.0, norm)) {}
+  FixedPointSample(const FixedPointRule& rule, double norm)
+      : threshold(rule.tol * std::max(1.0, norm)),
+        rounding(4 * rule.eps * std::max(1.0, norm)),
+        cap(rule.max_iterations) {}
 
   // After an evaluation with residual f = T - x; along is the product of f with the f' of the last accepted iterate.
   Step advance(const FixedPointRule& rule, double squared, double along) {
     residual = std::sqrt(squared);
     if (evaluations++ == 0) limit = iteration_limit(rule);
     bool shrunk = residual < accepted;
-    if (rule.proven()) shrunk = residual <= rule.lipschitz * accepted + 4 * rule.eps / rule.tol * threshold;
+    if (rule.proven()) shrunk = residual <= rule.lipschitz * accepted + rounding;
     const bool taken = shrunk || !is_mixed;
     iterations += taken;
     judge(rule, taken);
@@ -86,7 +92,7 @@ struct FixedPointSample {
   }
 
   int64_t iteration_limit(const FixedPointRule& rule) const {
-    if (rule.max_iterations > 0) return rule.max_iterations;
+    if (cap > 0) return cap;
     if (!rule.proven()) return kMaxIterations;
     const double base = std::log(std::max(rule.lipschitz, std::numeric_limits<double>::min()));
     const double needed = std::ceil(std::log(threshold * (1 - rule.lipschitz) / residual) / base);

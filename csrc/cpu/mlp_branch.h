@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -167,6 +168,84 @@ IRESNET_FAST_INLINE const Element<P>* evaluate(const Branch<Element<P>>& branch,
     apply<P, Vectors>(branch.layers[i], from, to);
     activate_all<P, Vectors>(branch.activations[i + 1], branch.parameters.data() + 2 * (i + 1), branch.layers[i].out,
                              to);
+    from = to;
+  }
+  return from;
+}
+
+// Unit roundoff of double precision, and a little more for the rounding of the bounds themselves; rounding of an
+// activation, in units of its value and its argument: the formulas of activations.h lose less than 4.
+constexpr double kUnit = 1.001 * 0x1p-53, kElementary = 8;
+
+// What bounds the rounding of a branch: of each layer a norm, that of its absolute values, and that of its bias.
+struct LayerNorms {
+  std::vector<double> norm, sums, offset;
+};
+
+// Euclidean norms of the rows in the lanes.
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE void row_norms(const double* values, int64_t features, P* norms) {
+  P squares[Vectors] = {};
+  for (int64_t i = 0; i < features; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < Vectors; ++v) {
+      const P x = load<P>(values + i * kLanes<P> + v * kWide<P>);
+      squares[v] += x * x;
+    }
+  for (int v = 0; v < Vectors; ++v)
+    for (int lane = 0; lane < kWide<P>; ++lane) norms[v][lane] = std::sqrt(squares[v][lane]);
+}
+
+// How far softplus is from what it stands for: beyond its threshold it is the identity.
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE void add_jumps(const double* parameters, const double* values, int64_t features, P* errors) {
+  const double beta = parameters[0], threshold = parameters[1];
+  const double jump = std::log1p(std::exp(-threshold)) / beta;
+  for (int lane = 0; lane < Vectors * kWide<P>; ++lane) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < features; ++i) count += beta * values[i * kLanes<P> + lane] > threshold - 1;
+    errors[lane / kWide<P>][lane % kWide<P>] += jump * std::sqrt(static_cast<double>(count));
+  }
+}
+
+// An activation, and the bound of the error of its values; sizes are the norms of the values, before and after.
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE void activate_bounding(Activation kind, const double* parameters, int64_t features, double* values,
+                                           P* sizes, P* errors) {
+  if (kind == Activation::identity) return;
+  if (kind == Activation::softplus) add_jumps<P, Vectors>(parameters, values, features, errors);
+  activate_all<P, Vectors>(kind, parameters, features, values);
+  P after[Vectors];
+  row_norms<P, Vectors>(values, features, after);
+  const double slope = kind == Activation::elu ? std::max(1.0, std::abs(parameters[0])) : 1;
+  const double rounding = kind == Activation::relu || kind == Activation::maxmin ? 0 : kElementary * kUnit;
+  for (int v = 0; v < Vectors; ++v) {
+    errors[v] = slope * errors[v] + rounding * (sizes[v] + after[v]);
+    sizes[v] = after[v];
+  }
+}
+
+// g(x) as evaluate has it, and the bounds of its rounding: of each layer that of its sums of products, grown by what
+// comes after it.
+template <typename P, int Vectors>
+IRESNET_FAST_INLINE const double* evaluate_bounding(const Branch<double>& branch, const LayerNorms& norms,
+                                                    const double* x, double* one, double* other, P* errors) {
+  P sizes[Vectors];
+  row_norms<P, Vectors>(x, branch.features, sizes);
+  for (int v = 0; v < Vectors; ++v) errors[v] = P{};
+  std::copy_n(x, branch.features * kLanes<P>, one);
+  activate_bounding<P, Vectors>(branch.activations[0], branch.parameters.data(), branch.features, one, sizes, errors);
+  const double* from = one;
+  for (size_t i = 0; i < branch.layers.size(); ++i) {
+    const auto& layer = branch.layers[i];
+    double* to = from == other ? one : other;
+    apply<P, Vectors>(layer, from, to);
+    const double terms = static_cast<double>(layer.in + 1) * kUnit, gamma = terms / (1 - terms);
+    for (int v = 0; v < Vectors; ++v)
+      errors[v] = norms.norm[i] * errors[v] + gamma * (norms.sums[i] * sizes[v] + norms.offset[i]);
+    row_norms<P, Vectors>(to, layer.out, sizes);
+    activate_bounding<P, Vectors>(branch.activations[i + 1], branch.parameters.data() + 2 * (i + 1), layer.out, to,
+                                  sizes, errors);
     from = to;
   }
   return from;

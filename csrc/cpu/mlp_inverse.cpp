@@ -8,6 +8,8 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -41,21 +43,34 @@ struct Batch {
   bool* converged;
 };
 
+// What a proof needs besides, and what it finds of each row; nothing without one.
+struct Proof {
+  LayerNorms norms;
+  const double* goal = nullptr;    // what bounds are to reach
+  const int64_t* steps = nullptr;  // how many a row may take; null for the a-priori bound
+  double *rounding = nullptr, *bound = nullptr;
+};
+
+// A residual below this share of its rounding has nothing to gain.
+constexpr double kNegligible = 0.125;
+
 // What a row's lane goes on with, as vectors: theta, and which of the three steps.
 template <typename P>
 struct Steps {
   alignas(P) Element<P> theta[kLanes<P>], mixed[kLanes<P>], refused[kLanes<P>];
 };
 
-// Rows begin to end of a batch, in the lanes of one thread.
-template <typename P>
+// Rows begin to end of a batch, in the lanes of one thread. A proof bounds the distance of every iterate to the exact
+// solution, and keeps the best.
+template <typename P, bool kProving>
 class Lanes {
  public:
   using T = Element<P>;
-  Lanes(const Branch<T>& branch, const FixedPointRule& rule, const Batch<T>& batch)
+  Lanes(const Branch<T>& branch, const FixedPointRule& rule, const Batch<T>& batch, const Proof& proof)
       : branch_(branch),
         rule_(rule),
         batch_(batch),
+        proof_(proof),
         size_(branch.features * kLanes<P>),
         y_(size_),
         x_(size_),
@@ -84,10 +99,15 @@ class Lanes {
   // One evaluation of the branch, and the next iterate of every lane that goes on.
   template <int Vectors>
   IRESNET_FAST_INLINE void advance() {
-    const T* image = evaluate<P, Vectors>(branch_, x_.data(), one_.data(), other_.data());
+    const T* image;
+    [[maybe_unused]] P errors[Vectors];
+    if constexpr (kProving)
+      image = evaluate_bounding<P, Vectors>(branch_, proof_.norms, x_.data(), one_.data(), other_.data(), errors);
+    else
+      image = evaluate<P, Vectors>(branch_, x_.data(), one_.data(), other_.data());
     T* step = one_.data() == image ? other_.data() : one_.data();
     // In double precision: squares of a small residual vanish in float32.
-    alignas(P) double squared[kLanes<P>] = {}, along[kLanes<P>] = {};
+    alignas(P) double squared[kLanes<P>] = {}, along[kLanes<P>] = {}, moved[kLanes<P>] = {};
     for (int64_t at = 0; at < size_; at += kLanes<P>)
 #pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) {
@@ -97,6 +117,10 @@ class Lanes {
         store(step + i, f);
         accumulate(f, f, squared + v * kWide<P>);
         accumulate(f, load<P>(&before_[i]), along + v * kWide<P>);
+        if constexpr (kProving) {
+          const P apart = load<P>(&y_[i]) - load<P>(&x_[i]);
+          accumulate(apart, apart, moved + v * kWide<P>);
+        }
       }
     Steps<P> steps;
     for (int lane = 0; lane < Vectors * kWide<P>; ++lane) {
@@ -104,6 +128,8 @@ class Lanes {
       steps.theta[lane] = static_cast<T>(samples_[lane].theta);
       steps.mixed[lane] = next == Step::mixed;
       steps.refused[lane] = next == Step::target;
+      if constexpr (kProving)
+        if (lane < used_) prove(lane, squared[lane], moved[lane], errors[lane / kWide<P>][lane % kWide<P>]);
       if (lane < used_ && samples_[lane].done) write(lane);
     }
     for (int64_t at = 0; at < size_; at += kLanes<P>)
@@ -118,6 +144,19 @@ class Lanes {
         store(&target_[i], refused ? target : following);
         store(&before_[i], refused ? load<P>(&before_[i]) : load<P>(step + i));
       }
+  }
+
+  // Bound the distance of the evaluated x to the exact solution, from its residual and what bounds its rounding.
+  IRESNET_FAST_INLINE void prove(int lane, double squared, double moved, double error) {
+    const int64_t row = rows_[lane];
+    const double residual = std::sqrt(squared), rounding = error + kUnit * (std::sqrt(moved) + residual);
+    const double sums = 1 + static_cast<double>(branch_.features) * kUnit;  // the rounding of these norms
+    const double bound = sums * (residual + rounding) / (1 - rule_.lipschitz);
+    if (bound < proof_.bound[row]) {
+      proof_.bound[row] = bound, proof_.rounding[row] = rounding, batch_.residual[row] = residual;
+      for (int64_t i = 0; i < branch_.features; ++i) batch_.x[row * branch_.features + i] = x_[i * kLanes<P> + lane];
+    }
+    if (bound <= proof_.goal[row] || residual <= kNegligible * rounding) samples_[lane].done = true;
   }
 
   static IRESNET_FAST_INLINE void accumulate(P a, P b, double* sum) {
@@ -160,6 +199,10 @@ class Lanes {
     }
     rows_[lane] = row;
     samples_[lane] = FixedPointSample(rule_, std::sqrt(squares));
+    if constexpr (kProving) {
+      samples_[lane].threshold = rule_.lipschitz * (1 - rule_.lipschitz) / 2 * proof_.goal[row];
+      if (proof_.steps != nullptr) samples_[lane].cap = proof_.steps[row] + 1;  // the first evaluation counts as one
+    }
   }
 
   IRESNET_FAST_INLINE void move(int from, int to) {
@@ -173,17 +216,19 @@ class Lanes {
   IRESNET_FAST_INLINE void write(int lane) {
     const int64_t row = rows_[lane];
     const FixedPointSample& sample = samples_[lane];
+    batch_.evaluations[row] = sample.evaluations;
+    if constexpr (kProving) return;
     T* from = rule_.proven() ? following_.data() : x_.data();
     for (int64_t i = 0; i < branch_.features; ++i) batch_.x[row * branch_.features + i] = from[i * kLanes<P> + lane];
     batch_.residual[row] = static_cast<T>(sample.residual);
     batch_.iterations[row] = sample.iterations;
-    batch_.evaluations[row] = sample.evaluations;
     batch_.converged[row] = sample.converged;
   }
 
   const Branch<T>& branch_;
   const FixedPointRule rule_;
   const Batch<T> batch_;
+  const Proof& proof_;
   const int64_t size_;
   Packed<T> y_, x_, following_, target_, before_, one_, other_;
   FixedPointSample samples_[kLanes<P>];
@@ -226,6 +271,25 @@ Branch<T> read_branch(const at::Tensor& y, at::TensorList weights, const c10::Li
   return branch;
 }
 
+// All rows of a batch, by all threads, in slabs between which Ctrl-C is seen.
+template <bool kProving, typename T>
+void solve_rows(const Branch<T>& branch, const FixedPointRule& rule, const Batch<T>& batch, const Proof& proof,
+                int64_t rows) {
+  const double operations = std::max(1.0, branch.operations());
+  with_vectors([&](auto bytes) {
+    using P = typename VectorOf<T, bytes>::type;
+    const auto grain = std::max<int64_t>(kWide<P>, static_cast<int64_t>(kWorthThreads / operations));
+    const auto step = std::max<int64_t>(kLanes<P> * at::get_num_threads(), static_cast<int64_t>(kSlab / operations));
+    for (int64_t slab = 0; slab < rows; slab += step) {
+      check_interrupt();
+      at::parallel_for(slab, std::min(rows, slab + step), grain, [&](int64_t begin, int64_t end) {
+        Lanes<P, kProving> lanes(branch, rule, batch, proof);
+        run_on<bytes>(kProcessor, [&]() IRESNET_FAST_INLINED { lanes.solve(begin, end); });
+      });
+    }
+  });
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_inverse(
     const at::Tensor& y, const at::Tensor& x0, at::TensorList weights,
     const c10::List<std::optional<at::Tensor>>& biases, at::IntArrayRef activations, const at::Tensor& parameters,
@@ -247,25 +311,61 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_inver
         target.const_data_ptr<scalar_t>(), start.const_data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
         residual.data_ptr<scalar_t>(),     iterations.data_ptr<int64_t>(),   evaluations.data_ptr<int64_t>(),
         converged.data_ptr<bool>()};
-    const double operations = std::max(1.0, branch.operations());
-    with_vectors([&](auto bytes) {
-      using P = typename VectorOf<scalar_t, bytes>::type;
-      const auto grain = std::max<int64_t>(kWide<P>, static_cast<int64_t>(kWorthThreads / operations));
-      const auto step = std::max<int64_t>(kLanes<P> * at::get_num_threads(), static_cast<int64_t>(kSlab / operations));
-      for (int64_t slab = 0; slab < rows; slab += step) {
-        check_interrupt();
-        at::parallel_for(slab, std::min(rows, slab + step), grain, [&](int64_t begin, int64_t end) {
-          Lanes<P> lanes(branch, rule, batch);
-          run_on<bytes>(kProcessor, [&]() IRESNET_FAST_INLINED { lanes.solve(begin, end); });
-        });
-      }
-    });
+    solve_rows<false>(branch, rule, batch, Proof{}, rows);
   });
   return {x, residual, iterations, evaluations, converged};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_finish(
+    const at::Tensor& y, const at::Tensor& x0, at::TensorList weights,
+    const c10::List<std::optional<at::Tensor>>& biases, at::IntArrayRef activations, const at::Tensor& parameters,
+    at::ArrayRef<double> norms, at::ArrayRef<double> sums, double lipschitz, const at::Tensor& goal,
+    const std::optional<at::Tensor>& steps, int64_t patience) {
+  TORCH_CHECK(
+      y.dim() == 2 && y.scalar_type() == at::kDouble && x0.sizes() == y.sizes() && x0.scalar_type() == at::kDouble,
+      "y and x0 must be float64 of one shape (B, D), got ", y.sizes(), " and ", x0.sizes());
+  const int64_t rows = y.size(0);
+  TORCH_CHECK(goal.dim() == 1 && goal.size(0) == rows && goal.scalar_type() == at::kDouble, "goal must be (", rows,
+              ",) in float64, got ", goal.sizes());
+  TORCH_CHECK(!steps || (steps->dim() == 1 && steps->size(0) == rows && steps->scalar_type() == at::kLong),
+              "steps must be (", rows, ",) in int64");
+  TORCH_CHECK(norms.size() == weights.size() && sums.size() == weights.size(), "each of ", weights.size(),
+              " layers needs a norm and that of its absolute values, got ", norms.size(), " and ", sums.size());
+  TORCH_CHECK(0 <= lipschitz && lipschitz < 1, "lipschitz must be in [0, 1), got ", lipschitz);
+  const at::Tensor target = y.contiguous(), goals = goal.contiguous();
+  const std::optional<at::Tensor> limits = steps ? std::optional(steps->contiguous()) : std::nullopt;
+  const at::Tensor x = x0.clone(at::MemoryFormat::Contiguous), start = x.clone();
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const at::Tensor residual = at::full({rows}, kInfinity, y.options()), rounding = residual.clone(),
+                   bound = residual.clone(), evaluations = at::zeros({rows}, y.options().dtype(at::kLong));
+  const Branch<double> branch = read_branch<double>(y, weights, biases, activations, parameters);
+  Proof proof{.norms = {norms.vec(), sums.vec(), {}},
+              .goal = goals.const_data_ptr<double>(),
+              .steps = limits ? limits->const_data_ptr<int64_t>() : nullptr,
+              .rounding = rounding.data_ptr<double>(),
+              .bound = bound.data_ptr<double>()};
+  for (const auto& layer : branch.layers) {
+    double squares = 0;
+    for (int64_t o = 0; o < layer.out; ++o) squares += layer.bias.data()[o] * layer.bias.data()[o];
+    proof.norms.offset.push_back(std::sqrt(squares));
+  }
+  const FixedPointRule rule{1, lipschitz, std::numeric_limits<double>::epsilon(), 0, patience, true};
+  const Batch<double> batch{target.const_data_ptr<double>(),
+                            start.const_data_ptr<double>(),
+                            x.data_ptr<double>(),
+                            residual.data_ptr<double>(),
+                            nullptr,
+                            evaluations.data_ptr<int64_t>(),
+                            nullptr};
+  solve_rows<true>(branch, rule, batch, proof, rows);
+  return {x, residual, rounding, bound, evaluations};
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(iresnet_fast, CPU, m) { m.impl("mlp_inverse", &mlp_inverse); }
+TORCH_LIBRARY_IMPL(iresnet_fast, CPU, m) {
+  m.impl("mlp_inverse", &mlp_inverse);
+  m.impl("mlp_finish", &mlp_finish);
+}
 
 }  // namespace iresnet_fast

@@ -1,6 +1,6 @@
 """Solvers: they take callables and know no module."""
 
-from .finish import Evaluated, bound_of, evaluated, finish, prove
+from .finish import Evaluated, ExactBranch, Finished, Measured, prove
 from .fixed_point import invert_residual, iterate
 from .implicit import attach_branch_gradient, attach_gradient, differentiable_once, solve_values
 from .precision import Precision, autocast_settings, evaluation_precision
@@ -18,7 +18,10 @@ from .rule import ON_FAILURE, StoppingRule
 __all__ = [
     "ON_FAILURE",
     "Evaluated",
+    "ExactBranch",
+    "Finished",
     "InverseResult",
+    "Measured",
     "NoErrorModelError",
     "NotConvergedError",
     "Precision",
@@ -27,12 +30,9 @@ __all__ = [
     "attach_branch_gradient",
     "attach_gradient",
     "autocast_settings",
-    "bound_of",
     "conclude",
     "differentiable_once",
-    "evaluated",
     "evaluation_precision",
-    "finish",
     "invert_residual",
     "iterate",
     "key_of",

@@ -16,7 +16,7 @@ from .rounding import UNIT, NoErrorModelError, WatchedFunction
 from .rule import StoppingRule
 
 # Evaluations in float64 without a smaller residual after which a sample has stalled.
-_PATIENCE = 6
+PATIENCE = 6
 # A residual below this share of the bound of its rounding has nothing to gain.
 _NEGLIGIBLE = 0.125
 
@@ -50,7 +50,7 @@ class Finished(NamedTuple):
 
 
 @torch.no_grad()
-def prove(result: InverseResult, y: Tensor, g: WatchedFunction | str, rule: StoppingRule) -> InverseResult:
+def prove(result: InverseResult, y: Tensor, g: ExactBranch | str, rule: StoppingRule) -> InverseResult:
     """Certify what an inverse has found, sample by sample; go on in float64 where it is not near enough.
 
     Args:
@@ -72,7 +72,7 @@ def prove(result: InverseResult, y: Tensor, g: WatchedFunction | str, rule: Stop
     start, target = result.x.to(torch.float64), y.to(torch.float64)
     allowed = (rule.tolerance - rounding_to(y.dtype)) * sample_norms(start).clamp_min(1.0)
     try:
-        done = finish(g, target, start, lipschitz, allowed, steps=steps_left(result, rule.max_iterations))
+        done = g.finish(target, start, lipschitz, allowed, steps=steps_left(result, rule.max_iterations))
     except NoErrorModelError as error:
         return replace(result, unproven=str(error))
     x = done.x.to(y.dtype)
@@ -108,82 +108,106 @@ def rounding_to(dtype: torch.dtype) -> float:
     return 0.0 if dtype == torch.float64 else torch.finfo(dtype).eps / 2
 
 
-def evaluated(g: WatchedFunction, x: Tensor) -> Evaluated:
-    """Evaluate a function in float64, outside of autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        return Evaluated(*g(x))
+class Measured(NamedTuple):
+    """A branch at x, and how far x is from the exact inverse of y.
 
-
-def bound_of(y: Tensor, x: Tensor, at: Evaluated, lipschitz: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Bound the distance to the exact inverse of y, from one evaluation of g: ‖x* − x‖ ≤ ‖y − g(x) − x‖/(1 − L).
-
-    Args:
-        y: (B, ...) float64.
-        x: (B, ...) float64.
-        at: the branch at x.
-        lipschitz: its constant.
-
-    Returns:
-        (B,) the residual, the bound of its rounding, and the bound of the distance.
+    Attributes:
+        residual: (B,) ‖y − g(x) − x‖.
+        rounding: (B,) bound of its rounding.
+        error_bound: (B,) proven bound of the distance to the exact inverse: ‖x* − x‖ ≤ ‖y − g(x) − x‖/(1 − L).
+        at: the branch at x, where it is known.
     """
+
+    residual: Tensor
+    rounding: Tensor
+    error_bound: Tensor
+    at: Evaluated | None
+
+
+class ExactBranch(WatchedFunction):
+    """A residual branch g in float64, and what it takes to prove an inverse of x + g(x)."""
+
+    def evaluate(self, x: Tensor) -> Evaluated:
+        """Evaluate g at x (B, ...), outside of autocast."""
+        with torch.autocast(x.device.type, enabled=False):
+            return Evaluated(*self(x))
+
+    @torch.no_grad()
+    def measure(self, y: Tensor, x: Tensor, lipschitz: float) -> Measured:
+        """Bound the distance of x to the exact inverse of y by one evaluation of g.
+
+        Args:
+            y: (B, ...) float64.
+            x: (B, ...) float64.
+            lipschitz: proven constant of g below one.
+
+        Raises:
+            NoErrorModelError: nothing bounds the rounding of g.
+        """
+        return _measure(y, x, self.evaluate(x), lipschitz)
+
+    @torch.no_grad()
+    def finish(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lipschitz: float,
+        goal: Tensor,
+        at: Evaluated | None = None,
+        steps: Tensor | None = None,
+    ) -> Finished:
+        """Iterate in float64 until the proven bound is at most the goal, or rounding lets it fall no further.
+
+        Args:
+            y: (B, ...) float64, taken as exact.
+            x: (B, ...) float64, near the solution.
+            lipschitz: proven constant of g below one.
+            goal: (B,) what error bounds are to reach.
+            at: the branch at x, where it is known.
+            steps: (B,) int64, limit of steps. Default: the a-priori bound that L gives.
+
+        Raises:
+            NoErrorModelError: nothing bounds the rounding of g.
+        """
+        unknown = torch.full_like(goal, math.inf)
+        best = Finished(x.clone(), unknown, unknown.clone(), torch.zeros_like(goal, dtype=torch.int64))
+        iteration = Iteration(
+            y,
+            x,
+            threshold=lipschitz * (1 - lipschitz) / 2 * goal,
+            lipschitz=lipschitz,
+            max_iterations=None if steps is None else steps + 1,  # the first evaluation counts as one
+            patience=PATIENCE,
+            mixing=True,
+        )
+        positions = torch.arange(len(y), device=y.device)
+        while len(positions):
+            x = iteration.x
+            if at is None:
+                at = self.evaluate(x)
+                best.evaluations[positions] += 1
+            found = _measure(iteration.y, x, at, lipschitz)
+            better = found.error_bound < best.error_bound[positions]
+            _write(best.x, positions, x, better)
+            _write(best.residual, positions, found.residual, better)
+            _write(best.error_bound, positions, found.error_bound, better)
+            iteration.advance(at.image)
+            at = None
+            stopped = iteration.done | (found.error_bound <= goal[positions])
+            stopped = stopped | (found.residual <= _NEGLIGIBLE * found.rounding)
+            if bool(stopped.any()):
+                positions = positions[~stopped]
+                iteration.keep(~stopped)
+        return best
+
+
+def _measure(y: Tensor, x: Tensor, at: Evaluated, lipschitz: float) -> Measured:
     step = y - x
     residual = sample_norms(step - at.image)
     rounding = at.rounding + UNIT * (sample_norms(step) + residual)
     # A little more for the rounding of these norms.
-    return residual, rounding, (1 + x[:1].numel() * UNIT) * (residual + rounding) / (1 - lipschitz)
-
-
-def finish(
-    g: WatchedFunction,
-    y: Tensor,
-    x: Tensor,
-    lipschitz: float,
-    goal: Tensor,
-    at: Evaluated | None = None,
-    steps: Tensor | None = None,
-) -> Finished:
-    """Iterate in float64 until the proven bound is at most the goal, or rounding lets it fall no further.
-
-    Args:
-        g: the branch in float64.
-        y: (B, ...) float64, taken as exact.
-        x: (B, ...) float64, near the solution.
-        lipschitz: proven constant of g below one.
-        goal: (B,) what error bounds are to reach.
-        at: the branch at x, where it is known.
-        steps: (B,) int64, limit of steps. Default: the a-priori bound that L gives.
-    """
-    best = Finished(x, torch.full_like(goal, math.inf), torch.full_like(goal, math.inf), torch.zeros_like(goal).long())
-    if not len(y):
-        return best
-    best = best._replace(x=x.clone())
-    iteration = Iteration(
-        y,
-        x,
-        threshold=lipschitz * (1 - lipschitz) / 2 * goal,
-        lipschitz=lipschitz,
-        max_iterations=None if steps is None else steps + 1,  # the first evaluation counts as one
-        patience=_PATIENCE,
-        mixing=True,
-    )
-    positions = torch.arange(len(y), device=y.device)
-    while len(positions):
-        x = iteration.x
-        if at is None:
-            at = evaluated(g, x)
-            best.evaluations[positions] += 1
-        residual, rounding, bound = bound_of(iteration.y, x, at, lipschitz)
-        better = bound < best.error_bound[positions]
-        _write(best.x, positions, x, better)
-        _write(best.residual, positions, residual, better)
-        _write(best.error_bound, positions, bound, better)
-        iteration.advance(at.image)
-        at = None
-        stopped = iteration.done | (bound <= goal[positions]) | (residual <= _NEGLIGIBLE * rounding)
-        if bool(stopped.any()):
-            positions = positions[~stopped]
-            iteration.keep(~stopped)
-    return best
+    bound = (1 + x[:1].numel() * UNIT) * (residual + rounding) / (1 - lipschitz)
+    return Measured(residual, rounding, bound, at)
 
 
 def _write(target: Tensor, positions: Tensor, values: Tensor, mask: Tensor) -> None:

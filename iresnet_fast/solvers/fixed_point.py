@@ -13,10 +13,9 @@ from torch import Tensor
 from ..ops._fixed_point import FixedPoint
 from ..ops.fixed_point_update import fused_steps
 from .arguments import check_image
-from .finish import prove
+from .finish import ExactBranch, prove
 from .iteration import Iteration
 from .result import InverseResult, conclude, report_failure, sample_norms
-from .rounding import WatchedFunction
 from .rule import StoppingRule
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ def invert_residual(
     rule = StoppingRule(tol, max_iterations, lipschitz, method, patience, on_failure).for_(y, x0)
     result = iterate(g, y, rule, x0=x0, compact=compact)
     if lipschitz is not None and y.dtype == torch.float64:
-        result = prove(result, y, WatchedFunction(g), rule)
+        result = prove(result, y, ExactBranch(g), rule)
     elif lipschitz is not None:
         why = f"g is a callable, which is not evaluated in float64, and y is {y.dtype}"
         result = replace(result, unproven=why)

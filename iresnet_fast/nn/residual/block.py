@@ -14,9 +14,9 @@ from torch.autograd.forward_ad import unpack_dual
 from ...estimators import Estimator, LogDet, check_same_shape, default_estimator
 from ...ops.arguments import can_look, check_choice
 from ...solvers import (
+    ExactBranch,
     InverseResult,
     StoppingRule,
-    WatchedFunction,
     attach_branch_gradient,
     iterate,
     prove,
@@ -67,7 +67,7 @@ class InvertibleResidualBlock(Bijection):
         self.estimator = estimator
         self._proof: _Proof | None = None
         self._known: tuple[Fingerprint, Branch | str] | None = None
-        self._exact: tuple[Fingerprint, WatchedFunction | str] | None = None
+        self._exact: tuple[tuple[Fingerprint, int | None], ExactBranch | str] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x to x + g(x)."""
@@ -269,7 +269,7 @@ class InvertibleResidualBlock(Bijection):
                 with snapshot.held():
                     result = self._solve(y, rule, None, x0, path, iterate_in)
         if certify:
-            result = prove(result, y.detach(), self._exact_branch(now), rule)
+            result = prove(result, y.detach(), self._exact_branch(now, y), rule)
         report_failure(result, y, rule)
         if snapshot is not None and snapshot.needs_gradient(y):
             return self._attach_gradient(y, result, snapshot, rule)
@@ -346,19 +346,20 @@ class InvertibleResidualBlock(Bijection):
             return None
         return self._proof.lipschitz if self._is_plain() else None
 
-    def exact_branch(self) -> tuple[float | None, WatchedFunction | str]:
-        """Return the proven bound of Lip(g), and g in float64, or why it is not evaluated there."""
+    def exact_branch(self, y: Tensor) -> tuple[float | None, ExactBranch | str]:
+        """Return the proven bound of Lip(g), and g in float64 for outputs like y, or why it is not evaluated there."""
         now = fingerprint(self.g)
-        return self._still_proven(now), self._exact_branch(now)
+        return self._still_proven(now), self._exact_branch(now, y)
 
-    def _exact_branch(self, now: Fingerprint) -> WatchedFunction | str:
+    def _exact_branch(self, now: Fingerprint, y: Tensor) -> ExactBranch | str:
         """The branch in float64, kept until it changes."""
         norms = {} if self._proof is None or self._proof.of != now else self._proof.norms
+        features = y.shape[1] if y.dim() == 2 else None
         if is_frozen(self.g):  # the weights in place may be others
-            return exact_branch(self.g, norms)
-        known = self._exact
-        if known is None or known[0] != now:
-            known = now, exact_branch(self.g, norms)
+            return exact_branch(self.g, norms, features)
+        known, kind = self._exact, (now, features)
+        if known is None or known[0] != kind:
+            known = kind, exact_branch(self.g, norms, features)
             self._exact = known
         return known[1]
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ...solvers import WatchedFunction, key_of
+from ...ops.mlp_finish import ProvenRows, finishes, mlp_finish
+from ...solvers import Evaluated, ExactBranch, Finished, Measured, key_of
+from ...solvers.finish import PATIENCE
 from ..inspection import parts_of
 from ..weights import frozen_state
+from .structure import LINEAR, Chain, NoChainError, read_chain
 
 
 @torch.no_grad()
@@ -36,12 +40,69 @@ def exact_copy(module: nn.Module) -> nn.Module:
     return exact.double().requires_grad_(False)
 
 
-def exact_branch(g: nn.Module, bounds: Mapping[str, float]) -> WatchedFunction | str:
+class ExactPerceptron(ExactBranch):
+    """A multilayer perceptron in float64, which one op finishes.
+
+    Args:
+        function: the branch in float64.
+        chain: what it consists of.
+        norms: proven norms of its weights.
+    """
+
+    def __init__(self, function: nn.Module, chain: Chain, norms: Mapping[int, float]) -> None:
+        super().__init__(function, norms)
+        self._weights = [layer.weight for layer in chain.layers]
+        self._biases = [layer.bias for layer in chain.layers]
+        self._activations = chain.activations
+        numbers = [torch.as_tensor(number).to(self._weights[0]) for pair in chain.numbers for number in pair]
+        self._parameters = torch.stack(numbers).view(-1, 2)
+        sizes = [weight.abs() for weight in self._weights]
+        self._layer_sums = [float((size.sum(0).max() * size.sum(1).max()).sqrt()) for size in sizes]
+        of = (norms.get(key_of(weight), math.inf) for weight in self._weights)
+        self._layer_norms = [min(pair) for pair in zip(of, self._layer_sums, strict=True)]
+
+    def measure(self, y: Tensor, x: Tensor, lipschitz: float) -> Measured:
+        """By one evaluation."""
+        found = self._run(y, x, lipschitz, y.new_full((len(y),), math.inf), None)
+        return Measured(found.residual, found.rounding, found.error_bound, None)
+
+    def finish(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lipschitz: float,
+        goal: Tensor,
+        at: Evaluated | None = None,
+        steps: Tensor | None = None,
+    ) -> Finished:
+        """By one op; what is known of the branch at x is found again."""
+        found = self._run(y, x, lipschitz, goal, steps)
+        return Finished(found.x, found.residual, found.error_bound, found.evaluations)
+
+    def _run(self, y: Tensor, x: Tensor, lipschitz: float, goal: Tensor, steps: Tensor | None) -> ProvenRows:
+        return mlp_finish(
+            y,
+            x,
+            self._weights,
+            self._biases,
+            self._activations,
+            self._parameters,
+            norms=self._layer_norms,
+            sums=self._layer_sums,
+            lipschitz=lipschitz,
+            goal=goal,
+            steps=steps,
+            patience=PATIENCE,
+        )
+
+
+def exact_branch(g: nn.Module, bounds: Mapping[str, float], features: int | None) -> ExactBranch | str:
     """A branch in float64, or why it has none.
 
     Args:
         g: the branch.
         bounds: proven norms of its layers, by name.
+        features: D of inputs (B, D); None of others.
     """
     try:
         exact = exact_copy(g)
@@ -52,4 +113,17 @@ def exact_branch(g: nn.Module, bounds: Mapping[str, float]) -> WatchedFunction |
         weight = exact.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         norms[key_of(weight)] = bound
-    return WatchedFunction(exact, norms)
+    chain = None if features is None else _perceptron(exact, features)
+    return ExactBranch(exact, norms) if chain is None else ExactPerceptron(exact, chain, norms)
+
+
+def _perceptron(g: nn.Module, features: int) -> Chain | None:
+    """What a branch of linear layers consists of; None of others, and where no op finishes it."""
+    try:
+        chain = read_chain(g)
+    except NoChainError:
+        return None
+    first = chain.layers[0]
+    if not all(type(layer) in LINEAR for layer in chain.layers) or not finishes(first.weight.device):
+        return None
+    return chain if first.in_features == features == chain.layers[-1].out_features else None

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from ...solvers import (
     Evaluated,
+    ExactBranch,
     InverseResult,
     NoErrorModelError,
     WatchedFunction,
-    bound_of,
-    evaluated,
-    finish,
     sample_norms,
 )
 from ...solvers.finish import is_certified, rounding_to, steps_left
@@ -157,7 +155,7 @@ def _prepare(steps: list[Step]) -> None:
         if isinstance(module, Split):
             _prepare(step.rest)
         elif isinstance(module, InvertibleResidualBlock):
-            constant, exact = module.exact_branch()
+            constant, exact = module.exact_branch(step.y)
             if constant is None:
                 step.obstacle = "its branch has no proven Lipschitz constant below 1"
             elif isinstance(exact, str):
@@ -230,8 +228,8 @@ class _Bounds:
             self.error = (self.error + residual + rounding) * step.lipschitz
             self.floor = (self.floor + rounding) * step.lipschitz
             return
-        step.at = evaluated(step.exact, x)
-        _, rounding, bound = bound_of(y, x, step.at, step.lipschitz)
+        assert isinstance(step.exact, ExactBranch)
+        _, rounding, bound, step.at = step.exact.measure(y, x, step.lipschitz)
         self.error = self.error * step.growth + bound
         self.floor = (self.floor + rounding) * step.growth
         certified = is_certified(bound, sample_norms(x), self._tol)
@@ -253,10 +251,10 @@ def _link_residual(step: Step, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     assert step.exact is not None
     outside = step.link.outside_domain(x)
     inside = slice(None) if outside is None or not bool(outside.any()) else ~outside
-    at = evaluated(step.exact, x[inside])
-    residual = sample_norms(y[inside] - at.image)
+    image, rounding = step.exact(x[inside])
+    residual = sample_norms(y[inside] - image)
     found = torch.full((2, len(x)), math.nan, dtype=x.dtype, device=x.device)
-    found[:, inside] = torch.stack([residual, at.rounding + UNIT * residual])
+    found[:, inside] = torch.stack([residual, rounding + UNIT * residual])
     return found[0], found[1]
 
 
@@ -304,10 +302,10 @@ class _Sweep:
             x = step.link.inverse(y)
             residual, rounding = _link_residual(step, x, y)
             return x, (error + residual + rounding) * step.lipschitz
-        assert step.at is not None
+        assert isinstance(step.exact, ExactBranch)
         start = step.x[self._rows].detach().to(torch.float64)
-        at = Evaluated(step.at.image[self._rows], step.at.rounding[self._rows])
+        at = None if step.at is None else Evaluated(step.at.image[self._rows], step.at.rounding[self._rows])
         left = steps_left(step.result, self._max_iterations)
         left = None if left is None else left[self._rows]
-        done = finish(step.exact, y, start, step.lipschitz, self._share / after, at, left)
+        done = step.exact.finish(y, start, step.lipschitz, self._share / after, at, left)
         return done.x, error * step.growth + done.error_bound
