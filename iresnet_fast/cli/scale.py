@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from datetime import timedelta
 from enum import Enum
 from functools import partial
@@ -185,6 +186,7 @@ def verify(
     if wrong:
         raise typer.Exit(1)
     standard.print(f"{output} is whole", highlight=False, soft_wrap=True)
+    _print_proof(json.loads((output / "manifest.json").read_text(encoding="utf-8")))
 
 
 def load_network(folder: Path, best: bool, dtype: str) -> Model:
@@ -205,6 +207,13 @@ def _show(found: Estimate) -> None:
     standard.print(text, highlight=False)
 
 
+def _print_proof(counts: dict[str, Any]) -> None:
+    from ..scale.proofs import describe  # noqa: PLC0415
+
+    for sentence in describe(counts.get("proof"), counts["rows"]):
+        standard.print(sentence, highlight=False, soft_wrap=True)
+
+
 def _conclude(outcome: Outcome, output: Path, strict: bool) -> None:
     for shard in outcome.lost:
         err.print(f"iresnet-fast: {shard.name}: {shard.reason}", highlight=False, markup=False, soft_wrap=True)
@@ -220,5 +229,6 @@ def _conclude(outcome: Outcome, output: Path, strict: bool) -> None:
     text = f"{counts['rows']:,} samples: {counts['converged']:,} converged, {counts['failed']:,} failed"
     more = f" ({output / 'failures.parquet'} has the reasons)" if counts["failed"] else ""
     standard.print(f"{text}{more}. Results: {output / 'data'}", highlight=False, soft_wrap=True)
+    _print_proof(counts)
     if strict and counts["failed"]:
         raise typer.Exit(1)

@@ -26,6 +26,7 @@ from ..whole_file import replacing, sweep, write_whole
 from .ids import SCRATCH
 from .operation import ID
 from .plan import FORMAT, Plan, Shard
+from .proofs import Proofs
 
 DATA, RECORDS, CLAIMS, PLAN, LOCK = "data", "records", "claims", "plan.json", "lock"
 MANIFEST, FAILURES = "manifest.json", "failures.parquet"
@@ -196,12 +197,19 @@ class ResultFolder:
             "shards": len(records),
             "bytes": sum(record.n_bytes for record in records),
             "worker_seconds": round(sum(record.seconds for record in records), 3),
+            "proof": self._count_proofs(records),
         }
         files = [{"file": f"{DATA}/{record.name}.parquet", **asdict(record)} for record in records]
         write_whole(
             self.path / MANIFEST, json.dumps({**counts, "plan": plan.to_dict(), "files": files}, indent=1) + "\n"
         )
         return counts
+
+    def _count_proofs(self, records: Sequence[ShardRecord]) -> dict[str, Any] | None:
+        proofs = Proofs()
+        for record in records:
+            proofs.add(self.data(record.name))
+        return proofs.to_dict()
 
     def _collect_failures(self, records: Sequence[ShardRecord]) -> None:
         """The rows that did not converge, a shard at a time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from .folder import DATA, FAILURES, MANIFEST, ResultFolder
 from .inputs import InputError, describe, read
 from .operation import ID
 from .plan import Plan, Shard
+from .proofs import Proofs
 
 
 def verify(out: Path, report: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
@@ -40,6 +42,7 @@ def verify(out: Path, report: Callable[[int, int], None] = lambda done, total: N
         return wrong
     names: set[str] = set()
     rows = failed = read_rows = 0
+    proofs = Proofs()
     for shard in plan.shards():
         names.add(f"{shard.name}.parquet")
         record = folder.record(shard.name)
@@ -47,6 +50,7 @@ def verify(out: Path, report: Callable[[int, int], None] = lambda done, total: N
             wrong.append(f"{folder.data(shard.name)} is missing or damaged. Remedy: the same command with --resume")
         else:
             table = pq.read_table(folder.data(shard.name), columns=[ID, "converged"])
+            proofs.add(folder.data(shard.name))
             rows, failed = rows + table.num_rows, failed + table.column("converged").to_pylist().count(False)
             if not table.column(ID).equals(_ids(plan, shard)):
                 wrong.append(f"{folder.data(shard.name)} has other ids than {plan.files[shard.file].path}")
@@ -54,7 +58,7 @@ def verify(out: Path, report: Callable[[int, int], None] = lambda done, total: N
         report(read_rows, plan.n_rows)
     strange = sorted(path.name for path in (out / DATA).iterdir() if path.name not in names)
     wrong += [f"{out / DATA / name} is none of the job's files. Remedy: remove it" for name in strange]
-    return wrong or list(_totals(out, rows, failed))
+    return wrong or list(_totals(out, rows, failed, proofs.to_dict()))
 
 
 def _inputs(plan: Plan) -> Iterator[str]:
@@ -76,7 +80,7 @@ def _ids(plan: Plan, shard: Shard) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(range(first + shard.start, first + shard.stop), pa.int64())])
 
 
-def _totals(out: Path, rows: int, failed: int) -> Iterator[str]:
+def _totals(out: Path, rows: int, failed: int, proof: dict[str, Any] | None) -> Iterator[str]:
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         failures = pq.read_metadata(out / FAILURES).num_rows
@@ -86,5 +90,7 @@ def _totals(out: Path, rows: int, failed: int) -> Iterator[str]:
     if (manifest["rows"], manifest["failed"]) != (rows, failed):
         said = f"{manifest['rows']} rows and {manifest['failed']} failed"
         yield f"{MANIFEST} counts {said}, there are {rows} and {failed}"
+    if manifest.get("proof", proof) != proof:
+        yield f"{MANIFEST} says {manifest['proof']} of what is proven, the results say {proof}"
     if failures != failed:
         yield f"{FAILURES} has {failures} rows, and {failed} samples did not converge"

@@ -407,8 +407,14 @@ def _logit(call: _Call) -> Tensor:
     return slope * spread + _ELEMENTARY * UNIT * (call.norm(call.output) + call.norm(1.0))
 
 
-def _square_slope(call: _Call) -> Tensor:
-    return 2 * (call.extreme(call.args[0], math.inf) + call.error(call.args[0]))
+def _power(call: _Call) -> Tensor:
+    """x², x³, ...: steepest at the largest value."""
+    exponent = call.get(1, 2)
+    if not isinstance(exponent, int) or exponent < 1:
+        raise NoErrorModelError(f"{call.op} with the exponent {exponent!r} has no error model")
+    largest = call.extreme(call.args[0], math.inf) + call.error(call.args[0])
+    rounding = exponent * _ELEMENTARY * UNIT * call.norm(call.output)
+    return exponent * largest ** (exponent - 1) * call.error(call.args[0]) + rounding
 
 
 # Bounds of the slopes of smooth activations; GELU's is 1.12890, SiLU's 1.09984, Mish's 1.08850.
@@ -438,7 +444,8 @@ _RULES: dict[Any, Callable[[_Call], Tensor]] = {
     _aten.rsqrt: _elementary(_steepest_at_zero(-1.5)),
     _aten.reciprocal: _elementary(_steepest_at_zero(-2.0)),
     _aten.logit: _logit,
-    _aten.square: _elementary(_square_slope),
+    _aten.square: _power,
+    _aten.pow: _power,
     _aten.mm: _mm,
     _aten.addmm: _addmm,
     _aten.convolution: _convolution,
