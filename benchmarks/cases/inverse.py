@@ -25,7 +25,9 @@ from iresnet_fast.training import fit_classifier
 from ..blocks import bottleneck_flops, saturated
 from ..case import Case, Problem, Promise, Provider, Work, compiled
 from ..inverses import (
+    CERTIFIED,
     GENERAL,
+    MEASURED,
     MIXED,
     OURS,
     PAPERS,
@@ -36,6 +38,7 @@ from ..inverses import (
     linear,
     orthogonal,
     papers_provider,
+    proven_inverse,
 )
 from ..peers import INVERSES
 
@@ -82,6 +85,11 @@ def _few_evaluations(_: str) -> list[Promise]:
     return [Promise(OURS, None, 6, 4, quantity="value", of="evaluations")]
 
 
+def _few_and_proven(least: str) -> list[Promise]:
+    """That, and the cost of a proof end to end."""
+    return [*_few_evaluations(least), Promise(CERTIFIED, MEASURED, 3.5, 2, quantity="share", of="cpu")]
+
+
 @torch.no_grad()
 def _problem(
     name: str,
@@ -100,8 +108,8 @@ def _problem(
     outputs = [model(x) for x in inputs]
     exact = {id(y): exact_model.inverse(y.double(), tol=1e-13) for y in outputs}
     ours = counted_inverse(model, OURS)
-    is_whole = any(block.path != "general" for block in ours.run(outputs[0])[1])
-    error = max(float(sample_norms(ours.run(y)[0].double() - exact[id(y)]).max()) for y in outputs)
+    is_whole = any(block.path != "general" for block in ours.run(outputs[0]).blocks)
+    error = max(float(sample_norms(ours.run(y).x.double() - exact[id(y)]).max()) for y in outputs)
     target = exact[id(outputs[0])]
     with frozen_state(model):
         fewest = fewest_iterations(
@@ -118,6 +126,8 @@ def _problem(
         *([counted_inverse(model, GENERAL)] if is_whole else []),
         *([counted_inverse(model, MIXED)] if inputs[0].is_cuda else []),
         ours,
+        *([] if isinstance(model, InvertibleResidualBlock) else [proven_inverse(model, MEASURED)]),
+        proven_inverse(model, CERTIFIED),
     ]
     batch = len(inputs[0])
     return Problem(
@@ -150,7 +160,8 @@ def _network(images: int, device: torch.device, *, compiling: bool) -> Problem:
 
 def _network_promises(least: str, device: torch.device) -> list[Promise]:
     if device.type == "cpu":
-        return [Promise(OURS, PAPERS, 15, 25), Promise(OURS, least, 1.2, 2)]
+        cheap = Promise(CERTIFIED, MEASURED, 1.5, 1.35, quantity="share", of="cpu")
+        return [Promise(OURS, PAPERS, 15, 25), Promise(OURS, least, 1.2, 2), cheap]
     return [Promise(MIXED, None, 15e-3, 6e-3, quantity="value"), Promise(MIXED, least, 20, 20)]
 
 
@@ -183,7 +194,7 @@ def _trained(device: torch.device) -> Problem:
     network = irf.models.IResNetClassifier.from_config("digits").to(device)
     fit_classifier(network, data.train_images.to(device), data.train_labels.to(device), epochs=15)
     x = data.test_images[:100].to(device)
-    return _problem("trained digits network", network.trunk, [x], compiling=False, promises=_few_evaluations)
+    return _problem("trained digits network", network.trunk, [x], compiling=False, promises=_few_and_proven)
 
 
 def _trained_officially(device: torch.device) -> Problem | None:
@@ -226,6 +237,16 @@ def _problems(device: torch.device, quick: bool) -> Iterator[Problem]:
         inputs = [torch.randn(images, channels, size, size, device=device) for _ in range(2)]
         name = f"block {channels} ch {size}², hidden {hidden}"
         yield _problem(name, block, inputs, bottleneck_flops(channels, size, hidden))
+    near_one = InvertibleResidualBlock(saturated(Bottleneck(16, 32, coeff=0.99, input_size=(16, 16))))
+    inputs = [torch.randn(16, 16, 16, 16, device=device) for _ in range(2)]
+    yield _problem(
+        "block 16 ch 16², hidden 32, L = 0.97",
+        near_one,
+        inputs,
+        bottleneck_flops(16, 16, 32),
+        compiling=False,
+        peers=False,
+    )
     yield from _perceptrons(device, quick)
     yield from _linear_problems(device)
     if not quick:
