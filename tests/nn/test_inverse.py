@@ -341,3 +341,25 @@ def test_a_sample_outside_the_range_of_the_padding_is_one_that_did_not_converge(
     torch.testing.assert_close(result.x[[0, 2]], alone.x[[0, 2]])
     with pytest.warns(UserWarning, match="1 of 3 samples are outside the range"):
         model.solve_inverse(z, on_failure="warn")
+
+
+def test_what_is_done_to_a_chain_gives_a_chain():
+    block, other = (irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2, (4,))) for _ in range(2))
+    chain = irf.nn.InvertibleSequential(block, recompute="inverse")
+    for longer in (
+        chain + irf.nn.InvertibleSequential(other),
+        chain + torch.nn.Sequential(irf.nn.Squeeze()),
+        2 * chain,
+        chain * 2,
+    ):
+        assert type(longer) is irf.nn.InvertibleSequential
+        assert (len(longer), longer.recompute) == (2, "inverse")
+    chain += [other]
+    chain[0] = other
+    chain.extend([block])
+    assert list(chain) == [other, other, block]
+    for change in (lambda: chain.__setitem__(0, torch.nn.Tanh()), lambda: chain + torch.nn.Sequential(torch.nn.Tanh())):
+        with pytest.raises(TypeError, match=r"module \d \(Tanh\) has no inverse method"):
+            change()
+    with pytest.raises(TypeError, match="no inverse method"):
+        chain += [torch.nn.Tanh()]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,10 +112,28 @@ class InvertibleSequential(nn.Sequential, Bijection):
         Raises:
             TypeError: it has no ``inverse``.
         """
-        if not callable(getattr(module, "inverse", None)):
-            raise TypeError(f"module {index} ({type(module).__name__}) has no inverse method")
+        _check_invertible(index, module)
         super().insert(index, module)
         return self
+
+    def __setitem__(self, index: int, module: nn.Module) -> None:
+        """Replace a module; it must have an ``inverse``."""
+        _check_invertible(index, module)
+        super().__setitem__(index, module)
+
+    def __add__(self, other: Iterable[nn.Module]) -> InvertibleSequential:
+        """A chain of these modules and those of another one."""
+        return InvertibleSequential(*self, *other, recompute=self.recompute)
+
+    def __iadd__(self, other: Iterable[nn.Module]) -> InvertibleSequential:
+        """Add the modules of another chain at the end."""
+        for module in list(other):
+            self.append(module)
+        return self
+
+    def __mul__(self, times: int) -> InvertibleSequential:
+        """A chain of these modules so many times: the same modules, with the same parameters."""
+        return InvertibleSequential(*(list(self) * operator.index(times)), recompute=self.recompute)
 
     def __getitem__(self, index: int | slice) -> Any:
         """One module, or a chain of those in a slice."""
@@ -273,6 +292,11 @@ class InvertibleSequential(nn.Sequential, Bijection):
             x, log_det = apply_with_log_det(name, module, x, estimator)
             total = total.plus(log_det)
         return x, total
+
+
+def _check_invertible(index: int, module: nn.Module) -> None:
+    if not callable(getattr(module, "inverse", None)):
+        raise TypeError(f"module {index} ({type(module).__name__}) has no inverse method")
 
 
 def _given(*values: Any) -> dict[str, Any]:
