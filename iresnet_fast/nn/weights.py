@@ -9,7 +9,7 @@ update with :func:`lend` until :func:`take_back`: for its own thread and the len
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
@@ -391,11 +391,42 @@ class Snapshot:
         changed = {name: new for name, new in others if own.get(name) is not new}
         with override(dict(zip(self._norms, tensors[:count], strict=True))), frozen_state(self.module):
             y: Tensor = torch.func.functional_call(self.module, changed, (x,)) if changed else self.module(x)
-            return y
+        check_captured(y, (x, *tensors))
+        return y
 
     def needs_gradient(self, x: Tensor) -> bool:
         """Return true if anything that depends on x and the tensors is differentiated."""
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.tensors))
+
+
+def check_captured(image: Tensor, known: Iterable[Tensor]) -> None:
+    """Raise where a module's image depends on a tensor that is no parameter of it: its gradient would be lost.
+
+    Args:
+        image: with a graph; nothing is checked without one, or inside a transform of ``torch.func``.
+        known: tensors whose gradients are taken.
+
+    Raises:
+        RuntimeError: the tensor requires a gradient.
+    """
+    if image.grad_fn is None or not can_look(image):
+        return
+    leaves, seen = {id(tensor) for tensor in known}, set()
+    ends = {tensor.grad_fn for tensor in known if tensor.grad_fn is not None}
+    stack: list[Any] = [image.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen or node in ends:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in leaves:
+            raise RuntimeError(
+                f"the branch depends on a tensor of shape {tuple(variable.shape)} that requires a gradient and is no "
+                "parameter of it: its gradient would be lost. Register it as an nn.Parameter of a module of the "
+                "branch, or use tensor.detach()"
+            )
+        stack.extend(parent for parent, _ in node.next_functions)
 
 
 def check_sigma(sigma: Tensor, weights: Sequence[Tensor]) -> None:

@@ -363,3 +363,29 @@ def test_what_is_done_to_a_chain_gives_a_chain():
             change()
     with pytest.raises(TypeError, match="no inverse method"):
         chain += [torch.nn.Tanh()]
+
+
+@pytest.mark.parametrize("derived", [False, True])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_captured_tensor_that_would_lose_its_gradient_is_an_error(derived, recompute):
+    leaf = torch.tensor(0.3, requires_grad=True)
+    scale = 2 * leaf if derived else leaf
+
+    class Scaled(nn.Module):
+        def __init__(self, keep_graph):
+            super().__init__()
+            self.inner = irf.nn.LipschitzMLP(3, (4,))
+            self.scale = scale if keep_graph else scale.detach()
+
+        def forward(self, x):
+            return self.scale * self.inner(x)
+
+    def backward(keep_graph):
+        block = irf.nn.InvertibleResidualBlock(Scaled(keep_graph))
+        x = torch.randn(2, 3, requires_grad=True)
+        out = irf.nn.InvertibleSequential(block, recompute="inverse")(x) if recompute else block.inverse(x)
+        out.sum().backward()
+
+    with pytest.raises(RuntimeError, match=r"a tensor of shape \(\) that requires a gradient and is no parameter"):
+        backward(keep_graph=True)
+    backward(keep_graph=False)

@@ -19,7 +19,7 @@ from ...solvers import (
     iterate,
     sample_norms,
 )
-from ..weights import Snapshot, frozen_state
+from ..weights import Snapshot, check_captured, frozen_state
 from .block import InvertibleResidualBlock, convolution_layout
 from .inverse import invert_branch
 
@@ -108,6 +108,7 @@ class _Recompute(torch.autograd.Function):
                 with torch.enable_grad(), draw.replay(y.device) if draw else nullcontext():
                     x.requires_grad_()
                     image = link(x)
+                    check_captured(image, (x, *tensors))
                 inputs = [x, *(tensors[place] for place in wanted)]
                 grad, *found = torch.autograd.grad(image, inputs, grad, allow_unused=True)
                 for place, part in zip(wanted, found, strict=True):
