@@ -45,7 +45,8 @@ class Headline:
 
 
 _GRAM, _PROOF = "iresnet_fast, gram", "iresnet_fast, proof of the norm"
-_INVERSE, _COMPILED = "iresnet_fast, certified to 1e-6", "iresnet_fast, torch.compile"
+_INVERSE, _CERTIFIED = "iresnet_fast, to 1e-6", "iresnet_fast, certified to 1e-6"
+_COMPILED = "iresnet_fast, torch.compile"
 HEADLINES = (
     Headline("all singular values of a convolution", "conv_spectrum", _GRAM, "NumPy", "NumPy, fft2 and svd"),
     Headline("", "conv_spectrum", _GRAM, "torch svdvals", "torch, rfft2 and svdvals"),
@@ -60,7 +61,14 @@ HEADLINES = (
     Headline(
         "inverse of a block or a network to 1e-6", "inverse", _INVERSE, "eager, 100", "the papers' 100 iterations"
     ),
-    Headline("", "inverse", _INVERSE, "torch.compile", "torch.compile of these"),
+    Headline(
+        "the same, certified",
+        "inverse",
+        _CERTIFIED,
+        "eager, 100",
+        "the papers' 100 iterations, of which nothing is proven",
+    ),
+    Headline("without a proof", "inverse", _INVERSE, "torch.compile", "torch.compile of these"),
     Headline("", "inverse", _INVERSE, "eager, fewest", "the fewest iterations for our error, known beforehand"),
     Headline("", "inverse", _INVERSE, "eager, fewest", "the same, weights normalised once", ending="once"),
     Headline("", "inverse", _INVERSE, "normflows", "normflows"),

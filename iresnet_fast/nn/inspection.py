@@ -14,7 +14,7 @@ from .. import _extension
 Fingerprint = tuple[Any, ...]
 # What torch keeps in every module besides its settings, and what an evaluation writes without changing the result.
 _INTERNAL = frozenset(vars(nn.Module())) - {"training"}
-_BOOKKEEPING = _INTERNAL | {"writes", "_seen"}
+_BOOKKEEPING = _INTERNAL | {"writes", "_seen", "_is_torch_compile"}
 _SETTINGS = (int, float, str, tuple)
 _FORWARDS: dict[type[nn.Module], Any] = {}
 # Where hooks are defined that change no result.

@@ -119,3 +119,11 @@ def test_evaluation_does_not_count():
         part(torch.randn(4, 3))
     assert fingerprint(part) == before
     assert fingerprint(copy.deepcopy(part)) != before
+
+
+def test_torch_compile_beside_a_module_changes_nothing_of_it():
+    """``torch.compile(g)`` is another module that calls g, and leaves a mark on g."""
+    block = irf.nn.InvertibleResidualBlock(irf.nn.LipschitzMLP(2, (4,))).eval()
+    irf.certify(block)
+    torch.compile(block.g)
+    assert block.proven_lipschitz() is not None
