@@ -176,6 +176,8 @@ IRESNET_FAST_INLINE const Element<P>* evaluate(const Branch<Element<P>>& branch,
 // Unit roundoff of double precision, and a little more for the rounding of the bounds themselves; rounding of an
 // activation, in units of its value and its argument: the formulas of activations.h lose less than 4.
 constexpr double kUnit = 1.001 * 0x1p-53, kElementary = 8;
+// Squares of smaller numbers vanish, and norms with them: what they leave out.
+constexpr double kTiny = 1e-150;
 
 // What bounds the rounding of a branch: of each layer a norm, that of its absolute values, and that of its bias.
 struct LayerNorms {

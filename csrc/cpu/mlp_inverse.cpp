@@ -149,7 +149,7 @@ class Lanes {
   // Bound the distance of the evaluated x to the exact solution, from its residual and what bounds its rounding.
   IRESNET_FAST_INLINE void prove(int lane, double squared, double moved, double error) {
     const int64_t row = rows_[lane];
-    const double residual = std::sqrt(squared), rounding = error + kUnit * (std::sqrt(moved) + residual);
+    const double residual = std::sqrt(squared), rounding = error + kUnit * (std::sqrt(moved) + residual) + kTiny;
     const double sums = 1 + static_cast<double>(branch_.features) * kUnit;  // the rounding of these norms
     const double bound = sums * (residual + rounding) / (1 - rule_.lipschitz);
     if (bound < proof_.bound[row]) {

@@ -22,10 +22,11 @@ from ..nn import (
     find_spectral_norm,
     frozen_state,
 )
+from ..nn.bijections.base import proven_constants
 from ..nn.inspection import obstacle, stated_by
 from ..nn.residual.structure import CHAINS
 from ..nn.sharding import sharded_parts, unsharded
-from ..nn.weights import normalized_weights, settle
+from ..nn.weights import holds_other_weights, normalized_weights, settle
 from .lipschitz import REGISTRY, WEIGHTED, NotProvenError, layer_bound, unproven_reason
 from .result import BlockBound, Certificate, LayerBound
 
@@ -66,6 +67,10 @@ def certify(model: nn.Module, *, progress: Progress | None = None) -> Certificat
     if parametrize._cache_enabled:
         raise RuntimeError(
             "certify would prove what parametrize.cached() holds, not the weights. Remedy: leave that context"
+        )
+    if holds_other_weights(model):
+        raise RuntimeError(
+            "certify would prove what frozen_state() holds, which are no longer the weights. Leave that context"
         )
     scope = _scope(model)
     for weight in normalized_weights(model):
@@ -213,16 +218,11 @@ def _link(name: str, module: nn.Module) -> _Link:
         return _Link(1 + bound, 1 / (1 - bound), (), (block,))
     if isinstance(module, Split):
         return _split(name, module)
-    lipschitz, inverse_lipschitz = map(_finite, module.lipschitz())
+    lipschitz, inverse_lipschitz = proven_constants(module)
     if inverse_lipschitz is None:
         none = f"{type(module).__name__}.lipschitz() gives no finite constant of its inverse"
         return _Link(None, None, (f"{name}: not proven: {none}",))
     return _Link(lipschitz, inverse_lipschitz)
-
-
-def _finite(bound: float | None) -> float | None:
-    """Return a constant that can be one; None of NaN, infinite and negative numbers."""
-    return bound if bound is not None and 0 <= bound < math.inf else None
 
 
 def _split(name: str, split: Split) -> _Link:

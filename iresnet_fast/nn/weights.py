@@ -57,6 +57,19 @@ def is_frozen(module: nn.Module) -> bool:
     return frame is not None and module in frame.frozen
 
 
+@torch.no_grad()
+def holds_other_weights(module: nn.Module) -> bool:
+    """Return true if weights are in place in this thread that are not those of the module's parameters now."""
+    frame = _frame()
+    if frame is None:
+        return False
+    for part in normalized_weights(module):
+        held = frame.frozen.get(part.norm)
+        if held is not None and not torch.equal(held, part.norm.evaluate(part.original)):
+            return True
+    return False
+
+
 def weight_in_place(norm: nn.Module, weight: Tensor) -> Tensor | None:
     """Return what a spectral norm gives out in this thread for this parameter, if that was put in place."""
     frame = _frame()

@@ -12,7 +12,7 @@ from torch import Tensor
 from .iteration import Iteration
 from .precision import evaluation_precision
 from .result import InverseResult, sample_norms
-from .rounding import UNIT, NoErrorModelError, WatchedFunction
+from .rounding import TINY, UNIT, NoErrorModelError, WatchedFunction
 from .rule import StoppingRule
 
 # Evaluations in float64 without a smaller residual after which a sample has stalled.
@@ -65,7 +65,7 @@ def prove(result: InverseResult, y: Tensor, g: ExactBranch | str, rule: Stopping
     lipschitz, precision = rule.lipschitz, evaluation_precision(y)
     if lipschitz is None:
         return replace(result, unproven="no Lipschitz constant of the branch below 1 is proven")
-    if precision.eps > torch.finfo(y.dtype).eps:
+    if precision.name != str(y.dtype).removeprefix("torch."):
         return replace(result, unproven=f"g is evaluated as PyTorch does in {precision.name}")
     if isinstance(g, str):
         return replace(result, unproven=g)
@@ -73,8 +73,10 @@ def prove(result: InverseResult, y: Tensor, g: ExactBranch | str, rule: Stopping
     allowed = (rule.tolerance - rounding_to(y.dtype)) * sample_norms(start).clamp_min(1.0)
     try:
         done = g.finish(target, start, lipschitz, allowed, steps=steps_left(result, rule.max_iterations))
-    except NoErrorModelError as error:
-        return replace(result, unproven=str(error))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of the branch: a missing proof never raises
+        return replace(result, unproven=why_unproven(error))
     x = done.x.to(y.dtype)
     moved = sample_norms(done.x - x.to(torch.float64))
     bound = done.error_bound + moved
@@ -91,6 +93,13 @@ def prove(result: InverseResult, y: Tensor, g: ExactBranch | str, rule: Stopping
         proof_evaluations=done.evaluations,
         unproven=None,
     )
+
+
+def why_unproven(error: Exception) -> str:
+    """Say why a function has no value in float64 with a bound of its error."""
+    if isinstance(error, NoErrorModelError):
+        return str(error)
+    return f"not evaluated in float64: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def steps_left(result: InverseResult, max_iterations: int | None) -> Tensor | None:
@@ -204,7 +213,7 @@ class ExactBranch(WatchedFunction):
 def _measure(y: Tensor, x: Tensor, at: Evaluated, lipschitz: float) -> Measured:
     step = y - x
     residual = sample_norms(step - at.image)
-    rounding = at.rounding + UNIT * (sample_norms(step) + residual)
+    rounding = at.rounding + UNIT * (sample_norms(step) + residual) + TINY
     # A little more for the rounding of these norms.
     bound = (1 + x[:1].numel() * UNIT) * (residual + rounding) / (1 - lipschitz)
     return Measured(residual, rounding, bound, at)

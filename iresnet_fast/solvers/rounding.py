@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Unit roundoff of float64, and a little more for the rounding of the bounds themselves.
 UNIT = 1.001 * torch.finfo(torch.float64).eps / 2
 # Rounding of an elementary function, in units of its value and of its argument. Vector libraries state 1 to 4.
 _ELEMENTARY = 8
+# How deep tensors of a function are looked for: attributes of attributes of what a closure holds.
+_DEEPEST = 4
+_EMPTY = types.CellType()
+# Squares of smaller numbers vanish, and norms with them: what they leave out.
+TINY = 1e-150
 _FLOAT64 = torch.float64
 _aten: Any = torch.ops.aten
 
@@ -29,16 +36,19 @@ class WatchedFunction:
     before it grow by what it can stretch them (running error analysis; Higham 2002, chapters 3 and 4).
 
     Args:
-        function: a function of x (B, ...) in float64 that treats samples independently. Its parameters, in float64,
-            are taken as exact.
+        function: a function of x (B, ...) in float64 that treats samples independently. Its own tensors, in float64,
+            are taken as exact: those of a module, or those that a plain function refers to.
         norms: proven norms of the operators of weights, by :func:`key_of`. Of others the root of the largest row and
             column sums is taken.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor], norms: Mapping[int, float] | None = None) -> None:
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], norms: Mapping[tuple[Any, ...], float] | None = None
+    ) -> None:
         self.function = function
         self._norms = norms or {}
-        self._sums: dict[tuple[int, int], float] = {}
+        self._own = _tensors_of(function)
+        self._sums: dict[tuple[Any, ...], float] = {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate.
@@ -50,18 +60,61 @@ class WatchedFunction:
             The value (B, ...), and the bound (B,) of the Euclidean norm of its error.
 
         Raises:
-            NoErrorModelError: an operation has no error model, an intermediate is not float64, or its first axis is
-                not that of the samples.
+            NoErrorModelError: an operation has no error model, an intermediate is not float64, its first axis is not
+                that of the samples, or it is made of a tensor that the function does not own.
         """
-        watch = _Watch(x, self._norms, self._sums)
-        with watch:
-            value = self.function(x)
-        return value, watch.error(value).expand(len(x))
+        # Outside of inference mode, which hides from the watch what operations consist of.
+        with torch.inference_mode(False), torch.no_grad():
+            watch = _Watch(x.clone() if x.is_inference() else x, self._own, self._norms, self._sums)
+            with watch:
+                value = self.function(watch.x)
+            if not isinstance(value, Tensor) or watch.known.get(_storage(value)) is None:
+                raise NoErrorModelError("its value is not what watched operations have made of x")
+            return value, watch.error(value).expand(len(x))
 
 
-def key_of(weight: Tensor) -> int:
-    """Return the key of a weight among the proven norms: that of its storage, which its views share."""
-    return int(weight.untyped_storage()._cdata)
+def key_of(weight: Tensor) -> tuple[Any, ...]:
+    """Return the key of a weight among the proven norms: its memory, and how it is read."""
+    return _storage(weight), weight.data_ptr(), tuple(weight.shape), weight.stride()
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors_of(value: Any) -> dict[int, Tensor]:
+    """Find the tensors that a function refers to, by storage: those of modules, closures, defaults and attributes."""
+    found: dict[int, Tensor] = {}
+    seen: set[int] = set()
+    stack = [(value, 0)]
+    while stack:
+        part, depth = stack.pop()
+        if id(part) in seen or depth > _DEEPEST:
+            continue
+        seen.add(id(part))
+        inside: Iterable[Any] = ()
+        if isinstance(part, Tensor):
+            found[_storage(part)] = part
+        elif isinstance(part, nn.Module):
+            owned = [vars(module) for module in part.modules()]
+            inside = [each for own in owned for name, each in own.items() if name != "_modules"]
+            depth = 0
+        elif isinstance(part, (list, tuple, set)):
+            inside = part
+        elif isinstance(part, Mapping):
+            inside = part.values()
+        elif isinstance(part, functools.partial):
+            inside = (part.func, part.args, part.keywords)
+        elif isinstance(part, types.MethodType):
+            inside = (part.__self__, part.__func__)
+        elif isinstance(part, types.FunctionType):
+            cells = [cell.cell_contents for cell in part.__closure__ or () if cell != _EMPTY]
+            named = [part.__globals__.get(name) for name in part.__code__.co_names]
+            inside = (*cells, part.__defaults__, part.__kwdefaults__, *named)
+        elif not isinstance(part, (type, types.ModuleType)) and hasattr(part, "__dict__"):
+            inside = vars(part).values()
+        stack += [(each, depth + 1) for each in inside]
+    return found
 
 
 class _Known(NamedTuple):
@@ -69,8 +122,8 @@ class _Known(NamedTuple):
 
     Attributes:
         tensor: in it; kept, so that its memory is not given to another one.
-        error: bound of the Euclidean distance to the exact values: (B,) of samples; () of what depends on parameters
-            alone.
+        error: bound of the Euclidean distance to the exact values: (B,) of samples; () of what depends on the
+            function's own tensors alone.
     """
 
     tensor: Tensor
@@ -80,45 +133,86 @@ class _Known(NamedTuple):
 class _Watch(TorchDispatchMode):
     """Follow tensors through a function by their storage, for a view has the error of what it is a view of."""
 
-    def __init__(self, x: Tensor, norms: Mapping[int, float], sums: dict[tuple[int, int], float]) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        own: Mapping[int, Tensor],
+        norms: Mapping[tuple[Any, ...], float],
+        sums: dict[tuple[Any, ...], float],
+    ) -> None:
         super().__init__()
-        self.n_samples = len(x)
-        self.known: dict[int, _Known] = {key_of(x): _Known(x, x.new_zeros(len(x)))}
-        self.norms, self.sums = norms, sums
+        self.x, self.n_samples = x, len(x)
+        self.known: dict[int, _Known] = {_storage(x): _Known(x, x.new_zeros(len(x)))}
+        self.own, self.norms, self.sums = own, norms, sums
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else torch imports its compiler at the first operation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, op = kwargs or {}, func.overloadpacket
+        before = args
+        if func._schema.is_mutable and op is not _aten.copy_:
+            for part, declared in zip(args, func._schema.arguments, strict=False):
+                written = declared.alias_info is not None and declared.alias_info.is_write
+                if written and isinstance(part, Tensor) and _storage(part) in self.own:
+                    raise NoErrorModelError(f"{op} changes a tensor of the function's own")
+            before = [self._copy_of(part) if isinstance(part, Tensor) else part for part in args]
         output = func(*args, **kwargs)
-        op = func.overloadpacket
         if op in _VIEWS:
             self._check_view(op, args, output)
             return output
-        inputs = list(_tensors(args))
         first = output[0] if isinstance(output, (tuple, list)) else output
-        if not inputs or op in _NEW or not isinstance(first, Tensor):
+        inputs = list(_tensors((*before, *kwargs.values())))
+        if not isinstance(first, Tensor):
+            if any(part.is_floating_point() and self.is_sampled(part) for part in inputs):
+                raise NoErrorModelError(f"{op} makes a Python number of values")
             return output
-        call = _Call(self, op, args, kwargs, first, any(self.is_sampled(part) for part in inputs))
+        self._check_inputs(op, inputs)
+        if op in _NEW:
+            self.known[_storage(first)] = _Known(first, first.new_zeros((), dtype=_FLOAT64))
+            return output
+        call = _Call(self, op, before, kwargs, first, any(self.is_sampled(part) for part in inputs))
         if not first.is_floating_point():
             if call.sampled:  # a mask: what is made of it jumps
-                self.known[key_of(first)] = _Known(first, first.new_full((self.n_samples,), math.inf, dtype=_FLOAT64))
+                self.known[_storage(first)] = _Known(first, first.new_full((len(self.x),), math.inf, dtype=_FLOAT64))
             return output
         if first.dtype != _FLOAT64:
             raise NoErrorModelError(f"{op} computes in {str(first.dtype).removeprefix('torch.')}, not in float64")
         if any(not part.is_floating_point() and self.is_sampled(part) for part in inputs):
             raise NoErrorModelError(f"{op} depends on a comparison of values")
-        if op not in _RULES:
+        if op not in _RULES or not inputs:
             raise NoErrorModelError(f"{op} has no error model")
         error = _RULES[op](call)
-        self.known[key_of(first)] = _Known(first, error.expand(self.n_samples) if call.sampled else error)
+        self._know(first, error.expand(self.n_samples) if call.sampled else error)
         return output
+
+    def _check_inputs(self, op: Any, inputs: Sequence[Tensor]) -> None:
+        for part in inputs:
+            key = _storage(part)
+            if part.is_floating_point() and key not in self.known and key not in self.own:
+                raise NoErrorModelError(f"{op} takes a tensor {tuple(part.shape)} that the function does not own")
+
+    def _copy_of(self, tensor: Tensor) -> Tensor:
+        """A tensor as it is before an operation writes to it."""
+        known = self.known.get(_storage(tensor))
+        if known is None:  # its own
+            return tensor
+        copied = tensor.clone()
+        self.known[_storage(copied)] = known._replace(tensor=copied)
+        return copied
+
+    def _know(self, tensor: Tensor, error: Tensor) -> None:
+        """Record the error of a result; of one that is a part of its storage, beside the error of the rest."""
+        key, known = _storage(tensor), self.known.get(_storage(tensor))
+        whole = tensor.numel() * tensor.element_size() >= tensor.untyped_storage().nbytes()
+        if known is not None and not whole:
+            error = torch.hypot(known.error, error)
+        self.known[key] = _Known(tensor, error)
 
     def error(self, tensor: Tensor) -> Tensor:
         """Return the bound of a tensor's error: (B,), or () of constants."""
-        known = self.known.get(key_of(tensor))
+        known = self.known.get(_storage(tensor))
         if known is None:
             return tensor.new_zeros((), dtype=_FLOAT64)
         if known.error.dim() and (tensor.dim() == 0 or tensor.shape[0] != self.n_samples):
@@ -127,12 +221,12 @@ class _Watch(TorchDispatchMode):
 
     def is_sampled(self, tensor: Tensor) -> bool:
         """Return true if a tensor depends on the input."""
-        known = self.known.get(key_of(tensor))
+        known = self.known.get(_storage(tensor))
         return known is not None and known.error.dim() > 0
 
     def _check_view(self, op: Any, args: Sequence[Any], output: Any) -> None:
         source = args[0]
-        known = self.known.get(key_of(source))
+        known = self.known.get(_storage(source))
         if known is None:
             return
         parts = output if isinstance(output, (tuple, list)) else [output]
@@ -142,7 +236,7 @@ class _Watch(TorchDispatchMode):
         ):
             raise NoErrorModelError(f"{op} moves samples from the first axis")
         if op is _aten.expand:
-            self.known[key_of(source)] = known._replace(error=known.error * _copies(output.numel(), source.numel()))
+            self.known[_storage(source)] = known._replace(error=known.error * _copies(output.numel(), source.numel()))
 
 
 class _Call(NamedTuple):
@@ -182,6 +276,8 @@ class _Call(NamedTuple):
         return torch.linalg.vector_norm(tensor.to(_FLOAT64), order) if tensor.numel() else self.output.new_zeros(())
 
     def _spread(self, tensor: Tensor) -> float:
+        if tensor.dim() < self.output.dim() and self.watch.is_sampled(tensor):
+            raise NoErrorModelError(f"{self.op} spreads samples over another axis")
         return _copies(self._size(self.output), self._size(tensor))
 
     def _size(self, tensor: Tensor) -> float:
@@ -212,9 +308,12 @@ def _ops(*names: str) -> list[Any]:
     return [getattr(_aten, name) for name in names if hasattr(_aten, name)]
 
 
-_NEW = frozenset(_ops("empty_like", "new_empty", "new_zeros", "zeros_like", "ones_like", "new_ones", "new_full"))
+_NEW = frozenset(
+    _ops("empty_like", "new_empty", "new_zeros", "zeros_like", "ones_like", "new_ones", "new_full", "full_like")
+    + _ops("empty", "zeros", "ones", "full", "eye", "scalar_tensor")
+)
 _VIEWS = frozenset(
-    _ops("view", "_unsafe_view", "_reshape_alias", "alias", "detach", "expand", "squeeze", "lift_fresh")
+    _ops("view", "_unsafe_view", "_reshape_alias", "alias", "detach", "expand", "squeeze")
     + _ops("t", "transpose", "permute", "unsqueeze", "select", "slice", "split", "split_with_sizes", "unbind")
 )
 
@@ -267,6 +366,8 @@ def _product(call: _Call) -> Tensor:
 
 
 def _quotient(call: _Call) -> Tensor:
+    if call.kwargs.get("rounding_mode") is not None:
+        raise NoErrorModelError(f"{call.op} with rounding_mode has no error model")
     a, b = call.args[:2]
     of_b = call.error(b)
     room = call.extreme(b, -math.inf) - of_b
@@ -274,31 +375,34 @@ def _quotient(call: _Call) -> Tensor:
     return torch.where(room > 0, grown, math.inf) + UNIT * call.norm(call.output)
 
 
-def _linear(call: _Call, x: Tensor, weight: Tensor, sums: float, terms: int, offset: Tensor | float) -> Tensor:
+def _linear(
+    call: _Call, x: Tensor, weight: Tensor, key: tuple[Any, ...], sums: float, terms: int, offset: Tensor | float
+) -> Tensor:
     """Sums of ``terms`` products with a weight whose absolute values have a norm of at most ``sums``, and an offset."""
     if not call.watch.is_sampled(x) or call.watch.is_sampled(weight):
         raise NoErrorModelError(f"{call.op} of two intermediates has no error model")
     gamma = (terms + 1) * UNIT / (1 - (terms + 1) * UNIT)
     inside, size = call.watch.error(x), _rows(x, 2)
+    norm = min(sums, call.watch.norms.get(key, math.inf))
     moved = call.watch.error(weight) * math.sqrt(terms)  # of a weight that is computed, in the Frobenius norm
-    norm = min(sums, call.watch.norms.get(key_of(weight), math.inf))
     return (norm + moved) * inside + moved * size + gamma * (sums * size + offset)
 
 
 def _cached(call: _Call, weight: Tensor, sums: Callable[[], tuple[Tensor, Tensor]]) -> float:
-    """The root of the largest row sum times the largest column sum of absolute values, taken once of each weight."""
-    if call.watch.known.get(key_of(weight)) is not None:
-        return math.sqrt(math.prod(float(part.max()) for part in sums()))
-    key = (key_of(weight), weight.data_ptr())
-    if key not in call.watch.sums:
-        call.watch.sums[key] = math.sqrt(math.prod(float(part.max()) for part in sums())) if weight.numel() else 0.0
-    return call.watch.sums[key]
+    """The root of the largest row sum times the largest column sum of absolute values, taken once of own weights."""
+    key = key_of(weight)
+    if key in call.watch.sums:
+        return call.watch.sums[key]
+    found = math.sqrt(math.prod(float(part.max()) for part in sums())) if weight.numel() else 0.0
+    if _storage(weight) in call.watch.own:  # whose memory is no other's, as long as the function lives
+        call.watch.sums[key] = found
+    return found
 
 
 def _mm(call: _Call) -> Tensor:
     x, weight = call.args
     sums = _cached(call, weight, lambda: (weight.abs().sum(0), weight.abs().sum(1)))
-    return _linear(call, x, weight, sums, len(weight), 0.0)
+    return _linear(call, x, weight, key_of(weight.t()), sums, len(weight), 0.0)
 
 
 def _addmm(call: _Call) -> Tensor:
@@ -306,7 +410,7 @@ def _addmm(call: _Call) -> Tensor:
         raise NoErrorModelError(f"{call.op} with alpha or beta has no error model")
     bias, x, weight = call.args
     sums = _cached(call, weight, lambda: (weight.abs().sum(0), weight.abs().sum(1)))
-    return _linear(call, x, weight, sums, len(weight), call.norm(bias)) + call.error(bias)
+    return _linear(call, x, weight, key_of(weight.t()), sums, len(weight), call.norm(bias)) + call.error(bias)
 
 
 def _convolution(call: _Call) -> Tensor:
@@ -319,10 +423,10 @@ def _convolution(call: _Call) -> Tensor:
 
     terms = weight[0, 0].numel() * (per_group if transposed else weight.shape[1])
     if bias is None:
-        return _linear(call, x, weight, _cached(call, weight, sums), terms, 0.0)
+        return _linear(call, x, weight, key_of(weight), _cached(call, weight, sums), terms, 0.0)
     positions = math.sqrt(call.output[:1, :1].numel())
     offset = torch.linalg.vector_norm(bias) * positions
-    error = _linear(call, x, weight, _cached(call, weight, sums), terms, offset)
+    error = _linear(call, x, weight, key_of(weight), _cached(call, weight, sums), terms, offset)
     return error + call.watch.error(bias) * positions
 
 
@@ -331,6 +435,8 @@ def _batch_norm(call: _Call) -> Tensor:
     fixed = call.op is _aten._native_batch_norm_legit_no_training
     if mean is None or (not fixed and call.args[5]):
         raise NoErrorModelError("batch normalization of the batch has no error model")
+    if any(part is not None and _storage(part) in call.watch.known for part in (weight, bias, mean, variance)):
+        raise NoErrorModelError("batch normalization by computed statistics has no error model")
     scale = torch.rsqrt(variance + call.args[6 if fixed else 7])
     scale = scale if weight is None else scale * weight.abs()
     offset = torch.linalg.vector_norm(mean * scale)
@@ -341,7 +447,7 @@ def _batch_norm(call: _Call) -> Tensor:
 
 def _reduction(call: _Call) -> Tensor:
     x, axes = call.args[0], call.get(1, None)
-    axes = range(x.dim()) if axes is None else [axis % x.dim() for axis in axes]
+    axes = [axis % x.dim() for axis in axes] if axes else range(x.dim())
     if call.sampled and 0 in axes:
         raise NoErrorModelError(f"{call.op} over samples has no error model")
     terms = math.prod(x.shape[axis] for axis in axes)

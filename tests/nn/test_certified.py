@@ -268,6 +268,108 @@ def test_a_missing_proof_never_raises():
     assert result.unproven == "aten.erf has no error model"
 
 
+@pytest.mark.parametrize("activation", [nn.ELU(0.3), nn.Softplus(beta=1.3)])
+def test_parameters_of_activations_are_those_of_float64(activation):
+    block = InvertibleResidualBlock(nn.Sequential(nn.Linear(2, 2), activation)).double().eval()
+    with torch.no_grad():
+        block.g[0].weight.mul_(0.3)
+    irf.certify(block)
+    y = torch.randn(20, 2, dtype=torch.float64)
+    with torch.no_grad():
+        whole, general = block.solve_inverse(y, tol=1e-13), block.solve_inverse(y, tol=1e-13, path="general")
+    torch.testing.assert_close(whole.x, general.x, rtol=0, atol=1e-12)
+    error, _ = distance_to_the_exact_inverse(block, y, whole.x, block.proven_lipschitz())
+    assert (error <= whole.error_bound + 1e-17).all()
+
+
+def test_weights_that_are_held_are_those_that_are_proven():
+    block = contracting_block("relu", 0.9, 2, 0, 1.0)
+    irf.enforce(block)
+    y = torch.randn(3, 2)
+    originals = [part.parametrizations.weight.original for part in block.g if isinstance(part, nn.Linear)]
+    with torch.no_grad(), irf.nn.frozen_state(block):
+        assert block.solve_inverse(y).certified.all()
+        for original in originals:
+            original.mul_(0.1)
+        assert block.proven_lipschitz() is None
+        with pytest.raises(RuntimeError, match="would prove what frozen_state"):
+            irf.certify(block)
+    with torch.no_grad():
+        irf.certify(block)
+        for original in originals:
+            original.mul_(10)
+        with irf.nn.frozen_state(block):
+            for original in originals:
+                original.mul_(0.1)
+            assert not block.solve_inverse(y).certified.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_constant_of_actnorm_is_not_rounded_down(dtype):
+    for scale in (-2.40625, -0.7, 1.3):
+        layer = irf.nn.ActNorm(1).to(dtype).eval()
+        with torch.no_grad():
+            layer.log_scale.fill_(scale)
+        exact = math.exp(float(layer.log_scale.double()))
+        assert layer.lipschitz()[0] >= exact
+        assert layer.lipschitz()[1] >= 1 / exact
+
+
+def test_values_whose_squares_vanish_have_a_bound():
+    block = contracting_block("relu", 0.9, 2, 0, 0.0).double()
+    irf.enforce(block)
+    with torch.no_grad():
+        for path in ("auto", "general"):
+            assert (
+                block.solve_inverse(torch.full((2, 2), 1e-180, dtype=torch.float64), path=path).error_bound > 0
+            ).all()
+
+
+def test_a_branch_that_fails_in_float64_is_not_certified_and_does_not_raise():
+    class Picky(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function, self.weight = function, nn.Parameter(torch.eye(2) / 2)
+            self.plain = torch.eye(2) / 3
+
+        def forward(self, x):
+            return self.function(self, x)
+
+    def only_float32(self, x):
+        assert x.dtype == torch.float32
+        return x / 2
+
+    irf.register_lipschitz(Picky, lambda module: 0.5)
+    y = torch.randn(3, 2)
+    for function, why in (
+        (lambda self, x: x @ self.plain, None),
+        (lambda self, x: x @ torch.full((2, 2), 0.2), "not evaluated in float64: RuntimeError"),
+        (only_float32, "not evaluated in float64: AssertionError"),
+    ):
+        block = InvertibleResidualBlock(Picky(function)).eval()
+        irf.certify(block)
+        with torch.no_grad():
+            result = block.solve_inverse(y)
+        assert result.converged.all()
+        assert result.certified.all() == (why is None)
+        assert (result.unproven or "").startswith(why or "")
+
+
+@pytest.mark.parametrize("constants", [(2.0, -0.5), (2.0, math.inf), (2.0,), 0.5, "no"])
+def test_constants_that_are_none_prove_nothing(constants):
+    chain = InvertibleSequential(InvertibleResidualBlock(LipschitzMLP(4)), Shift(constants)).eval()
+    irf.certify(chain[0])
+    with torch.no_grad():
+        result = chain.solve_inverse(torch.randn(3, 4))
+    assert not result.certified.any()
+    assert result.unproven.startswith("1 (Shift): ")
+    if isinstance(constants, tuple) and len(constants) == 2:
+        assert not irf.certify(chain).guaranteed
+    else:
+        with pytest.raises(TypeError, match="must return two numbers or None"):
+            irf.certify(chain)
+
+
 def test_every_unknown_keyword_is_an_error():
     flow = irf.models.IResNetFlow.from_config({"in_shape": (2,), "fc_blocks": 1}).eval()
     z, image = torch.randn(2, 2), torch.randn(2, 4, 2, 2)

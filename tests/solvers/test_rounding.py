@@ -3,6 +3,9 @@
 The models are those of float64. Here the unit of float32 is put in their place, so that float64 shows the true error.
 """
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,6 +149,15 @@ def test_proven_norms_make_it_smaller():
     assert (WatchedFunction(module, norms)(x)[1] < WatchedFunction(module)(x)[1]).all()
 
 
+OWN = torch.ones(4, dtype=torch.float64)
+
+
+def elsewhere(call):
+    """Its result, from another thread, which is not watched."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
 REFUSED = {
     "another dtype": (lambda x: x.float().tanh().double(), "computes in float32, not in float64"),
     "float16 inside": (lambda x: x.half().double(), "computes in float16"),
@@ -162,6 +174,19 @@ REFUSED = {
     "rounding": (lambda x: x.round(), "no error model"),
     "chosen": (lambda x: x.gather(1, x.argsort(1)), "no error model|comparison"),
     "product of two": (lambda x: x @ x.T, "moves samples|of two intermediates"),
+    "number": (lambda x: x * float(x[0, 0]), "moves samples|makes a Python number"),
+    "list": (lambda x: torch.tensor(x.tolist(), dtype=x.dtype), "does not own"),
+    "numpy": (lambda x: x + torch.from_numpy(x.numpy() / 3), "does not own"),
+    "another thread": (lambda x: x + elsewhere(lambda: x / 3), "does not own"),
+    "constant of Python": (lambda x: torch.tensor([2.0], dtype=x.dtype) * x, "does not own"),
+    "random": (lambda x: x + torch.rand(4, dtype=x.dtype), "no error model"),
+    "quotient rounded": (lambda x: torch.div(x, 0.3, rounding_mode="floor"), "rounding_mode"),
+    "samples as another axis": (lambda x: x + x.mean(1), "another axis"),
+    "own tensor changed": (lambda x: x * OWN.mul_(1.0), "changes a tensor of the function's own"),
+    "statistics computed": (
+        lambda x: F.batch_norm(x, OWN * 0, OWN * 0 + 1, None, None, False, 0.0, 0.0),
+        "computed statistics",
+    ),
     "unknown": (torch.special.erf, "no error model"),
     "stacked": (lambda x: torch.cat([x, x]), "side by side"),
 }  # fmt: skip
@@ -172,6 +197,60 @@ def test_what_has_no_error_model_is_refused(name):
     function, message = REFUSED[name]
     with pytest.raises(NoErrorModelError, match=message):
         WatchedFunction(function)(torch.randn(4, 4, dtype=torch.float64))
+
+
+def test_what_an_operation_in_place_overwrites_is_known_before():
+    """The error of h·h grows with h, not with h², and that of a part does not replace that of the whole."""
+
+    def squared(x):
+        h = (torch.tanh(x) * 1e-6 + 1e3) - 1e3
+        h *= h
+        return h
+
+    def part(x):
+        h = (x + 1e8) - 1e8
+        h[:, :1].mul_(0.0)
+        return h
+
+    x = torch.randn(5, 3, dtype=torch.float64)
+    pure = WatchedFunction(lambda x: ((torch.tanh(x) * 1e-6 + 1e3) - 1e3).square())(x)[1]
+    assert (WatchedFunction(squared)(x)[1] >= 0.5 * pure).all()
+    assert (WatchedFunction(part)(x)[1] >= 1e-8).all()
+
+
+def test_a_part_of_a_weight_has_other_sums_and_norms_than_the_weight():
+    weight = torch.zeros(8, 8, dtype=torch.float64)
+    weight[1] = 1.0
+    x = 1e8 * torch.ones(2, 8, dtype=torch.float64)
+    whole = WatchedFunction(lambda x: F.linear(x, weight))(x)[1]
+    after = WatchedFunction(lambda x: F.linear(x, weight) + 0 * F.linear(x, weight[:1]))
+    before = WatchedFunction(lambda x: 0 * F.linear(x, weight[:1]) + F.linear(x, weight))
+    assert (after(x)[1] >= whole).all()
+    assert (before(x)[1] >= whole).all()
+    proven = {key_of(weight): 1e-6}
+    reshaped = WatchedFunction(lambda x: F.linear(x[:, :1] + 1e8, weight.reshape(-1, 1)), proven)(x)[1]
+    assert (reshaped >= 1e-8).all()
+
+
+def test_inference_mode_hides_nothing():
+    module = convolution().double().requires_grad_(False)
+    with torch.inference_mode():
+        x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+        found = WatchedFunction(module)(x)[1]
+    assert torch.equal(found, WatchedFunction(module)(x.clone())[1])
+
+
+def test_tensors_of_partial_functions_methods_and_attributes_are_its_own():
+    class Holder:
+        def __init__(self):
+            self.weight = torch.eye(3, dtype=torch.float64)
+
+        def call(self, x, scale=OWN[:3]):
+            return x @ self.weight * scale
+
+    x = torch.randn(2, 3, dtype=torch.float64)
+    for function in (Holder().call, functools.partial(Holder.call, Holder())):
+        assert (WatchedFunction(function)(x)[1] < 1e-14).all()
 
 
 def test_no_samples():

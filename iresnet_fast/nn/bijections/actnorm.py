@@ -15,6 +15,7 @@ from .base import Bijection, sum_over_positions
 
 # A channel whose standard deviation is below this share of its size carries nothing to normalize: it keeps scale 1.
 _CONSTANT = 1e-3
+_UP = 1 + 8 * torch.finfo(torch.float64).eps
 
 
 class ActNorm(Bijection):
@@ -65,9 +66,12 @@ class ActNorm(Bijection):
 
     @torch.no_grad()
     def lipschitz(self) -> tuple[float | None, float | None]:
-        """The largest scale, and the inverse of the smallest."""
-        bounds = float(self.log_scale.exp().max()), float((-self.log_scale).exp().max())
-        finite = all(map(math.isfinite, bounds)) and bool(torch.isfinite(self.bias).all())
+        """The largest scale, and the inverse of the smallest, in float64 and rounded up."""
+        scale = self.log_scale.double()
+        bounds = _UP * float(scale.exp().max()), _UP * float((-scale).exp().max())
+        # In the dtype that it computes in, too, where scales overflow earlier.
+        values = torch.cat([self.log_scale.exp(), (-self.log_scale).exp(), self.bias])
+        finite = all(map(math.isfinite, bounds)) and bool(torch.isfinite(values).all())
         return bounds if finite else (None, None)
 
     def estimate_log_det(self, x: Tensor, estimator: Estimator | None = None) -> tuple[Tensor, LogDet]:

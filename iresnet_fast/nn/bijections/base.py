@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -75,6 +76,23 @@ class Bijection(nn.Module):
         x = self.inverse(y, **options_of(self, {"tol": tol, "on_failure": on_failure}))
         with frozen_state(self):
             return x, -self.forward_and_log_det(x, estimator)[1]
+
+
+def proven_constants(module: Bijection) -> tuple[float | None, float | None]:
+    """What a bijection's ``lipschitz()`` proves: None of what cannot be a constant (NaN, infinite, negative).
+
+    Raises:
+        TypeError: it does not return two numbers, or None in place of one.
+    """
+    found: Any = module.lipschitz()
+    numbers = (int, float, type(None))
+    if not isinstance(found, tuple) or len(found) != 2 or not all(isinstance(each, numbers) for each in found):
+        raise TypeError(
+            f"{type(module).__name__}.lipschitz() must return two numbers or None, of the map and of its inverse, got "
+            f"{found!r}"
+        )
+    lipschitz, inverse = (None if each is None or not 0 <= each < math.inf else float(each) for each in found)
+    return lipschitz, inverse
 
 
 def options_of(module: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ..fuse import fused_weights
 from ..inspection import Fingerprint, fingerprint, foreign_hooks, parts_of
 from ..sharding import sharded_parts, unsharded
 from ..spectral_norm import SpectralNorm
-from ..weights import Snapshot, frozen_state, is_frozen
+from ..weights import Snapshot, frozen_state, holds_other_weights, is_frozen
 from .exact import exact_branch
 from .inverse import PATHS, Branch, invert_branch, read_branch
 from .structure import image_and_jacobian
@@ -343,6 +343,8 @@ class InvertibleResidualBlock(Bijection):
 
     def _still_proven(self, now: Fingerprint) -> float | None:
         if self._proof is None or self._proof.lipschitz >= 1 or self._proof.of != now:
+            return None
+        if is_frozen(self.g) and holds_other_weights(self.g):
             return None
         return self._proof.lipschitz if self._is_plain() else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..weights import frozen_state
 from .structure import LINEAR, Chain, NoChainError, read_chain
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def exact_copy(module: nn.Module) -> nn.Module:
     """Copy a module to float64, with its normalized weights as they are now in place of their parametrizations.
@@ -37,6 +39,9 @@ def exact_copy(module: nn.Module) -> nn.Module:
             del part._modules["parametrizations"]
         for name, value in weights.items():
             part._parameters[name] = nn.Parameter(value, requires_grad=False)
+        for name, value in vars(part).items():  # tensors that are neither parameters nor buffers
+            if isinstance(value, Tensor) and value.is_floating_point():
+                vars(part)[name] = value.double()
     return exact.double().requires_grad_(False)
 
 
@@ -49,15 +54,16 @@ class ExactPerceptron(ExactBranch):
         norms: proven norms of its weights.
     """
 
-    def __init__(self, function: nn.Module, chain: Chain, norms: Mapping[int, float]) -> None:
+    def __init__(self, function: nn.Module, chain: Chain, norms: Mapping[tuple[Any, ...], float]) -> None:
         super().__init__(function, norms)
         self._weights = [layer.weight for layer in chain.layers]
         self._biases = [layer.bias for layer in chain.layers]
         self._activations = chain.activations
-        numbers = [torch.as_tensor(number).to(self._weights[0]) for pair in chain.numbers for number in pair]
-        self._parameters = torch.stack(numbers).view(-1, 2)
+        # In float64 from the start: as_tensor(0.3) alone is 0.3 of float32.
+        numbers = [torch.as_tensor(number, dtype=torch.float64) for pair in chain.numbers for number in pair]
+        self._parameters = torch.stack(numbers).to(self._weights[0]).view(-1, 2)
         sizes = [weight.abs() for weight in self._weights]
-        self._layer_sums = [float((size.sum(0).max() * size.sum(1).max()).sqrt()) for size in sizes]
+        self._layer_sums = [math.sqrt(float(size.sum(0).max()) * float(size.sum(1).max())) for size in sizes]
         of = (norms.get(key_of(weight), math.inf) for weight in self._weights)
         self._layer_norms = [min(pair) for pair in zip(of, self._layer_sums, strict=True)]
 
@@ -125,5 +131,7 @@ def _perceptron(g: nn.Module, features: int) -> Chain | None:
         return None
     first = chain.layers[0]
     if not all(type(layer) in LINEAR for layer in chain.layers) or not finishes(first.weight.device):
+        return None
+    if not all(layer.weight.numel() for layer in chain.layers):
         return None
     return chain if first.in_features == features == chain.layers[-1].out_features else None

@@ -204,7 +204,9 @@ def read_branch(g: nn.Module) -> Branch | str:
         return why
     with frozen_state(g):
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-    parameters = torch.stack([torch.as_tensor(n).to(weights[0]) for pair in numbers for n in pair]).view(-1, 2)
+    # In float64 from the start: as_tensor(0.3) alone is 0.3 of float32.
+    values = [torch.as_tensor(number, dtype=torch.float64) for pair in numbers for number in pair]
+    parameters = torch.stack(values).to(weights[0]).view(-1, 2)
     norms = [norm for layer in layers if (norm := find_spectral_norm(layer)) is not None]
     sizes = {norm.geometry.input_size for norm in norms if norm.geometry is not None}
     return Branch(weights, biases, activations, parameters, circular, sizes, all(map(_is_known, g.modules())))

@@ -13,12 +13,12 @@ from ...solvers import (
     Evaluated,
     ExactBranch,
     InverseResult,
-    NoErrorModelError,
     WatchedFunction,
     sample_norms,
 )
-from ...solvers.finish import is_certified, rounding_to, steps_left
-from ...solvers.rounding import UNIT
+from ...solvers.finish import is_certified, rounding_to, steps_left, why_unproven
+from ...solvers.rounding import TINY, UNIT
+from ..bijections.base import Bijection, proven_constants
 from ..bijections.injective_pad import InjectivePad
 from ..bijections.split import Split
 from .block import InvertibleResidualBlock
@@ -59,7 +59,7 @@ class Step:
     @property
     def growth(self) -> float:
         """How much the inverse can stretch the error of what goes into it."""
-        if self.rest:
+        if isinstance(self.module, Split):
             return max(1.0, math.prod(step.growth for step in self.rest))
         return 1 / (1 - self.lipschitz) if self.result is not None else self.lipschitz
 
@@ -116,20 +116,26 @@ def prove_chain(steps: list[Step], y: Tensor, tol: float, max_iterations: int | 
     bound = run.error
     certified = is_certified(bound, size, tol)
     reachable = is_certified(run.floor + rounding_to(y.dtype) * size, size, tol) & ~certified
+    why = None
     if bool(reachable.any()):
         rows = reachable.nonzero().flatten()
         sweep = _Sweep(rows, tol, size[rows], max(1, _count(steps)), max_iterations)
-        finer, error = sweep.run(steps, y[rows].detach().to(torch.float64), 1.0, torch.zeros_like(size[rows]))
-        near = finer.to(y.dtype)
-        error = error + sample_norms(finer - near.to(torch.float64))
-        better = error < bound[rows]
-        x, bound = x.clone(), bound.clone()
-        x[rows[better]], bound[rows[better]] = near[better], error[better]
-        certified = is_certified(bound, sample_norms(x.to(torch.float64)), tol)
+        try:
+            finer, far = sweep.run(steps, y[rows].detach().to(torch.float64), 1.0, torch.zeros_like(size[rows]))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of a module: a missing proof never raises
+            why = why_unproven(error)
+        else:
+            near = finer.to(y.dtype)
+            far = far + sample_norms(finer - near.to(torch.float64))
+            better = far < bound[rows]
+            x, bound = x.clone(), bound.clone()
+            x[rows[better]], bound[rows[better]] = near[better], far[better]
+            certified = is_certified(bound, sample_norms(x.to(torch.float64)), tol)
     bound = torch.where(torch.isfinite(bound), bound, math.nan)
-    return ChainProof(
-        x, bound, certified, block_certified, growth, _why(certified, reachable, run.floor / size, growth, tol)
-    )
+    why = why or _why(certified, reachable, run.floor / size, growth, tol)
+    return ChainProof(x, bound, certified, block_certified, growth, why)
 
 
 def _why(certified: Tensor, reachable: Tensor, floor: Tensor, growth: float, tol: float) -> str | None:
@@ -163,13 +169,21 @@ def _prepare(steps: list[Step]) -> None:
             else:
                 step.lipschitz, step.exact = constant, exact
         else:
-            constant = module.lipschitz()[1]  # type: ignore[operator]  # torch types attributes of modules as Tensor | Module
-            if constant is None or not math.isfinite(constant):
-                step.obstacle = "its inverse has no proven Lipschitz constant"
-            else:
-                step.lipschitz = float(constant)
-                step.link = exact_copy(module)
-                step.exact = WatchedFunction(step.link)
+            _prepare_link(step)
+
+
+def _prepare_link(step: Step) -> None:
+    assert isinstance(step.module, Bijection)
+    try:
+        constant = proven_constants(step.module)[1]
+        step.link = exact_copy(step.module)
+    except Exception as error:  # of a user's class: a missing proof never raises
+        step.obstacle = f"{type(error).__name__}: {error}"
+        return
+    if constant is None:
+        step.obstacle = "its inverse has no proven Lipschitz constant"
+    else:
+        step.lipschitz, step.exact = constant, WatchedFunction(step.link)
 
 
 def _obstacles(steps: list[Step]) -> list[str]:
@@ -203,8 +217,11 @@ class _Bounds:
             x = step.x.detach().to(torch.float64)
             try:
                 self._pass(step, x, y)
-            except NoErrorModelError as error:
-                self.obstacle = self.obstacle or f"{step.name} ({type(step.module).__name__}): {error}"
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of the module: a missing proof never raises
+                why = f"{step.name} ({type(step.module).__name__}): {why_unproven(error)}"
+                self.obstacle = self.obstacle or why
                 if step.result is not None:
                     self.block_certified = torch.zeros_like(self.block_certified)
             y = x
@@ -254,13 +271,13 @@ def _link_residual(step: Step, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     image, rounding = step.exact(x[inside])
     residual = sample_norms(y[inside] - image)
     found = torch.full((2, len(x)), math.nan, dtype=x.dtype, device=x.device)
-    found[:, inside] = torch.stack([residual, rounding + UNIT * residual])
+    found[:, inside] = torch.stack([residual, rounding + UNIT * residual + TINY])
     return found[0], found[1]
 
 
 def _count(steps: list[Step]) -> int:
     """Residual blocks, those inside of splits among them."""
-    return sum(_count(step.rest) if step.rest else step.result is not None for step in steps)
+    return sum(_count(step.rest) + (step.result is not None) for step in steps)
 
 
 class _Sweep:
