@@ -17,6 +17,8 @@ from .rule import StoppingRule
 
 # Evaluations in float64 without a smaller residual after which a sample has stalled.
 PATIENCE = 6
+# Bytes of x that a CPU evaluates together: more take 1.2 times as long (7-7-7 network, 40 images).
+_SLICE = 2 << 20
 # A residual below this share of the bound of its rounding has nothing to gain.
 _NEGLIGIBLE = 0.125
 
@@ -137,9 +139,12 @@ class ExactBranch(WatchedFunction):
     """A residual branch g in float64, and what it takes to prove an inverse of x + g(x)."""
 
     def evaluate(self, x: Tensor) -> Evaluated:
-        """Evaluate g at x (B, ...), outside of autocast."""
+        """Evaluate g at x (B, ...), outside of autocast; on a CPU in slices that stay in its cache."""
+        size = x[:1].numel() * x.element_size()
+        slices = x.split(max(1, _SLICE // size)) if x.device.type == "cpu" and size else (x,)
         with torch.autocast(x.device.type, enabled=False):
-            return Evaluated(*self(x))
+            parts = [Evaluated(*self(part)) for part in slices]
+        return parts[0] if len(parts) == 1 else Evaluated(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     @torch.no_grad()
     def measure(self, y: Tensor, x: Tensor, lipschitz: float) -> Measured:

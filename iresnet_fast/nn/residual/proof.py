@@ -9,13 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...solvers import (
-    Evaluated,
-    ExactBranch,
-    InverseResult,
-    WatchedFunction,
-    sample_norms,
-)
+from ...solvers import Evaluated, ExactBranch, InverseResult, WatchedFunction, sample_norms
 from ...solvers.finish import is_certified, rounding_to, steps_left, why_unproven
 from ...solvers.rounding import TINY, UNIT
 from ..bijections.base import Bijection, proven_constants
@@ -26,6 +20,7 @@ from .exact import exact_copy
 
 # Share of the tolerance that the residuals of all blocks may use up together.
 _SHARE = 0.5
+# In place of the constant 0 of a map that forgets its input: what comes before it may be as inexact as it likes.
 _LEAST_GROWTH = 1e-300
 
 
@@ -102,7 +97,9 @@ def prove_chain(steps: list[Step], y: Tensor, tol: float, max_iterations: int | 
     x = steps[-1].x.detach() if steps else y
     _prepare(steps)
     found = _obstacles(steps)
-    run = _Bounds(tol, len(y), y.device)
+    growth = math.prod(step.growth for step in steps)
+    # Where one unit of rounding grows beyond the tolerance, what is evaluated serves no second pass.
+    run = _Bounds(tol, len(y), y.device, keeps_images=growth * UNIT <= tol)
     run.pass_at_found(steps, y.detach().to(torch.float64))
     size = sample_norms(x.to(torch.float64)).clamp_min(1.0)
     block_certified = run.block_certified
@@ -112,7 +109,6 @@ def prove_chain(steps: list[Step], y: Tensor, tol: float, max_iterations: int | 
         nothing = torch.full_like(size, math.nan)
         none = torch.zeros_like(block_certified)
         return ChainProof(x, nothing, none, block_certified, None, found[0])
-    growth = math.prod(step.growth for step in steps)
     bound = run.error
     certified = is_certified(bound, size, tol)
     reachable = is_certified(run.floor + rounding_to(y.dtype) * size, size, tol) & ~certified
@@ -205,14 +201,15 @@ class _Bounds:
         obstacle: what has no error model.
     """
 
-    def __init__(self, tol: float, samples: int, device: torch.device) -> None:
-        self._tol = tol
+    def __init__(self, tol: float, samples: int, device: torch.device, *, keeps_images: bool) -> None:
+        self._tol, self._keeps_images = tol, keeps_images
         self.error = torch.zeros(samples, dtype=torch.float64, device=device)
         self.floor = self.error
         self.block_certified = torch.ones(samples, dtype=torch.bool, device=device)
         self.obstacle: str | None = None
 
     def pass_at_found(self, steps: list[Step], y: Tensor) -> None:
+        """Go through the steps, the last module first, from y (B, ...) in float64."""
         for step in steps:
             x = step.x.detach().to(torch.float64)
             try:
@@ -246,7 +243,8 @@ class _Bounds:
             self.floor = (self.floor + rounding) * step.lipschitz
             return
         assert isinstance(step.exact, ExactBranch)
-        _, rounding, bound, step.at = step.exact.measure(y, x, step.lipschitz)
+        _, rounding, bound, at = step.exact.measure(y, x, step.lipschitz)
+        step.at = at if self._keeps_images else None
         self.error = self.error * step.growth + bound
         self.floor = (self.floor + rounding) * step.growth
         certified = is_certified(bound, sample_norms(x), self._tol)
