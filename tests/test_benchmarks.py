@@ -178,7 +178,7 @@ def test_command_line_knows_its_cases():
     command = [sys.executable, "-m", "benchmarks"]
     done = subprocess.run([*command, "inverted"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "there is no case 'inverted'; there are conv_spectrum" in done.stderr
+    assert "there is no case 'inverted'; there are certificate, conv_spectrum" in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
