@@ -50,7 +50,7 @@ def test_there_and_back(run, tmp_path):
     verified = run("verify", "images")
     assert "images is whole" in verified
     assert "certified end to end: 100 of 100; every block's own solve: 100" in verified
-    assert "proven error: median at most" in verified
+    assert "proven error of 100 samples: median at most" in verified
     found = [
         pq.read_table(path).column("x").combine_chunks().to_numpy_ndarray()
         for path in sorted((tmp_path / "images" / "data").iterdir())

@@ -202,7 +202,7 @@ IRESNET_FAST_INLINE void row_norms(const double* values, int64_t features, P* no
 template <typename P, int Vectors>
 IRESNET_FAST_INLINE void add_jumps(const double* parameters, const double* values, int64_t features, P* errors) {
   const double beta = parameters[0], threshold = parameters[1];
-  const double jump = std::log1p(std::exp(-threshold)) / beta;
+  const double jump = std::log1p(std::exp(-threshold)) / std::abs(beta);
   for (int lane = 0; lane < Vectors * kWide<P>; ++lane) {
     int64_t count = 0;
     for (int64_t i = 0; i < features; ++i) count += beta * values[i * kLanes<P> + lane] > threshold - 1;

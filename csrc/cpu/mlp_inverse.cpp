@@ -46,6 +46,7 @@ struct Batch {
 // What a proof needs besides, and what it finds of each row; nothing without one.
 struct Proof {
   LayerNorms norms;
+  double lipschitz = 0;
   const double* goal = nullptr;    // what bounds are to reach
   const int64_t* steps = nullptr;  // how many a row may take; null for the a-priori bound
   double *rounding = nullptr, *bound = nullptr;
@@ -53,6 +54,8 @@ struct Proof {
 
 // A residual below this share of its rounding has nothing to gain.
 constexpr double kNegligible = 0.125;
+// Of the constant by which steps are accepted: a branch that is constant is solved by one step, which must be taken.
+constexpr double kLeast = 1e-3;
 
 // What a row's lane goes on with, as vectors: theta, and which of the three steps.
 template <typename P>
@@ -150,8 +153,8 @@ class Lanes {
   IRESNET_FAST_INLINE void prove(int lane, double squared, double moved, double error) {
     const int64_t row = rows_[lane];
     const double residual = std::sqrt(squared), rounding = error + kUnit * (std::sqrt(moved) + residual) + kTiny;
-    const double sums = 1 + static_cast<double>(branch_.features) * kUnit;  // the rounding of these norms
-    const double bound = sums * (residual + rounding) / (1 - rule_.lipschitz);
+    const double up = 1 + static_cast<double>(branch_.features + 16) * kUnit;  // the rounding of these norms and sums
+    const double bound = up * (residual + rounding) / (1 - proof_.lipschitz);
     if (bound < proof_.bound[row]) {
       proof_.bound[row] = bound, proof_.rounding[row] = rounding, batch_.residual[row] = residual;
       for (int64_t i = 0; i < branch_.features; ++i) batch_.x[row * branch_.features + i] = x_[i * kLanes<P> + lane];
@@ -340,6 +343,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_finis
                    bound = residual.clone(), evaluations = at::zeros({rows}, y.options().dtype(at::kLong));
   const Branch<double> branch = read_branch<double>(y, weights, biases, activations, parameters);
   Proof proof{.norms = {norms.vec(), sums.vec(), {}},
+              .lipschitz = lipschitz,
               .goal = goals.const_data_ptr<double>(),
               .steps = limits ? limits->const_data_ptr<int64_t>() : nullptr,
               .rounding = rounding.data_ptr<double>(),
@@ -349,7 +353,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mlp_finis
     for (int64_t o = 0; o < layer.out; ++o) squares += layer.bias.data()[o] * layer.bias.data()[o];
     proof.norms.offset.push_back(std::sqrt(squares));
   }
-  const FixedPointRule rule{1, lipschitz, std::numeric_limits<double>::epsilon(), 0, patience, true};
+  const FixedPointRule rule{1, std::max(lipschitz, kLeast), std::numeric_limits<double>::epsilon(), 0, patience, true};
   const Batch<double> batch{target.const_data_ptr<double>(),
                             start.const_data_ptr<double>(),
                             x.data_ptr<double>(),

@@ -58,7 +58,8 @@ class Proofs:
         places = [int(np.searchsorted(below, np.ceil(share * total))) for share in _QUANTILES.values()]
         edges = [10.0 ** (float(_EDGES[min(place, len(_EDGES) - 1)]) / _CLASSES) for place in places]
         # A little more, so that no digit that is cut makes it less.
-        return dict(zip(_QUANTILES, (float(f"{1.005 * edge:.3g}") for edge in edges), strict=True))
+        found = dict(zip(_QUANTILES, (float(f"{1.005 * edge:.3g}") for edge in edges), strict=True))
+        return {"samples": total, **found}
 
 
 def describe(found: dict[str, Any] | None, rows: int) -> list[str]:
@@ -71,6 +72,6 @@ def describe(found: dict[str, Any] | None, rows: int) -> list[str]:
     ]
     for name, what in (("error_bound", "proven error"), ("residual", "measured residual")):
         if quantiles := found[name]:
-            parts = ", ".join(f"{share} at most {value:.3g}" for share, value in quantiles.items())
-            text.append(f"{what}: {parts}")
+            parts = ", ".join(f"{share} at most {quantiles[share]:.3g}" for share in _QUANTILES)
+            text.append(f"{what} of {quantiles['samples']:,} samples: {parts}")
     return text

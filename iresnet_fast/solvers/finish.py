@@ -17,6 +17,8 @@ from .rule import StoppingRule
 
 # Evaluations in float64 without a smaller residual after which a sample has stalled.
 PATIENCE = 6
+# Of the constant by which steps are accepted: a branch that is constant is solved by one step, which must be taken.
+_LEAST = 1e-3
 # Bytes of x that a CPU evaluates together: more take 1.2 times as long (7-7-7 network, 40 images).
 _SLICE = 2 << 20
 # A residual below this share of the bound of its rounding has nothing to gain.
@@ -64,15 +66,17 @@ def prove(result: InverseResult, y: Tensor, g: ExactBranch | str, rule: Stopping
     Returns:
         The result with error bounds. Where float64 came nearer, x is its solution, rounded to y's dtype.
     """
-    lipschitz, precision = rule.lipschitz, evaluation_precision(y)
+    lipschitz = rule.lipschitz
     if lipschitz is None:
         return replace(result, unproven="no Lipschitz constant of the branch below 1 is proven")
-    if precision.name != str(y.dtype).removeprefix("torch."):
-        return replace(result, unproven=f"g is evaluated as PyTorch does in {precision.name}")
+    if why := reduced_precision(y):
+        return replace(result, unproven=why)
     if isinstance(g, str):
         return replace(result, unproven=g)
     start, target = result.x.to(torch.float64), y.to(torch.float64)
-    allowed = (rule.tolerance - rounding_to(y.dtype)) * sample_norms(start).clamp_min(1.0)
+    # What is_certified accepts of an x of this norm, less the rounding to y's dtype.
+    share = rule.tolerance / (1 + rule.tolerance) - rounding_to(y.dtype)
+    allowed = share * sample_norms(start).clamp_min(1.0)
     try:
         done = g.finish(target, start, lipschitz, allowed, steps=steps_left(result, rule.max_iterations))
     except torch.OutOfMemoryError:
@@ -81,7 +85,7 @@ def prove(result: InverseResult, y: Tensor, g: ExactBranch | str, rule: Stopping
         return replace(result, unproven=why_unproven(error))
     x = done.x.to(y.dtype)
     moved = sample_norms(done.x - x.to(torch.float64))
-    bound = done.error_bound + moved
+    bound = rounded_up(done.error_bound + moved, x)
     usable = torch.isfinite(bound)
     x = torch.where(usable.view(-1, *(1,) * (y.dim() - 1)), x, result.x)
     certified = is_certified(bound, sample_norms(done.x), rule.tolerance)
@@ -111,7 +115,20 @@ def steps_left(result: InverseResult, max_iterations: int | None) -> Tensor | No
 
 def is_certified(bound: Tensor, size: Tensor, tol: float) -> Tensor:
     """Return where a bound of the error is at most tol·max(1, ‖x‖) for every x within it; size (B,) is that of x̂."""
-    return bound <= tol * (size - bound).clamp_min(1.0)
+    # A billionth covers the rounding of the norm and of these products.
+    return bound * (1 + 1e-9) <= tol * (size * (1 - 1e-9) - bound).clamp_min(1.0)
+
+
+def rounded_up(bound: Tensor, x: Tensor, steps: int = 1) -> Tensor:
+    """Return a bound (B,) with the rounding of what it was computed by: norms of samples of x, and a few operations."""
+    return bound * (1 + steps * (x[:1].numel() + 16) * UNIT)
+
+
+def reduced_precision(y: Tensor) -> str | None:
+    """Say why an inverse of y is that of another function than the one in its dtype; None where it is not."""
+    precision = evaluation_precision(y).name
+    own = str(y.dtype).removeprefix("torch.")
+    return None if precision == own else f"g is evaluated as PyTorch does in {precision}"
 
 
 def rounding_to(dtype: torch.dtype) -> float:
@@ -184,12 +201,13 @@ class ExactBranch(WatchedFunction):
             NoErrorModelError: nothing bounds the rounding of g.
         """
         unknown = torch.full_like(goal, math.inf)
+        contraction = max(lipschitz, _LEAST)
         best = Finished(x.clone(), unknown, unknown.clone(), torch.zeros_like(goal, dtype=torch.int64))
         iteration = Iteration(
             y,
             x,
-            threshold=lipschitz * (1 - lipschitz) / 2 * goal,
-            lipschitz=lipschitz,
+            threshold=contraction * (1 - contraction) / 2 * goal,
+            lipschitz=contraction,
             max_iterations=None if steps is None else steps + 1,  # the first evaluation counts as one
             patience=PATIENCE,
             mixing=True,
@@ -219,8 +237,7 @@ def _measure(y: Tensor, x: Tensor, at: Evaluated, lipschitz: float) -> Measured:
     step = y - x
     residual = sample_norms(step - at.image)
     rounding = at.rounding + UNIT * (sample_norms(step) + residual) + TINY
-    # A little more for the rounding of these norms.
-    bound = (1 + x[:1].numel() * UNIT) * (residual + rounding) / (1 - lipschitz)
+    bound = rounded_up((residual + rounding) / (1 - lipschitz), x)
     return Measured(residual, rounding, bound, at)
 
 

@@ -39,7 +39,7 @@ class InverseResult:
         evaluations: (B,) int64, evaluations of g for the sample; more than ``iterations`` where Anderson's mixed
             steps were tried and not accepted.
         converged: (B,) bool, whether the residual of x is at most tol·max(1, ‖y‖), or the sample is certified.
-        certified: (B,) bool, whether error_bound is at most tol·max(1, ‖x‖).
+        certified: (B,) bool, whether error_bound is at most tol·max(1, ‖x‖) for every x within it.
         proof_evaluations: (B,) int64, evaluations of g in float64.
         lipschitz: the constant that the bound is made of, None without one.
         precision: in which g was evaluated: the dtype of y, or less under autocast or TF32.

@@ -40,12 +40,19 @@ class WatchedFunction:
             are taken as exact: those of a module, or those that a plain function refers to.
         norms: proven norms of the operators of weights, by :func:`key_of`. Of others the root of the largest row and
             column sums is taken.
+        checks: whether it asks for conditions of values, of which it makes nothing but an error. What depends on such
+            an answer otherwise has no error model.
     """
 
     def __init__(
-        self, function: Callable[[Tensor], Tensor], norms: Mapping[tuple[Any, ...], float] | None = None
+        self,
+        function: Callable[[Tensor], Tensor],
+        norms: Mapping[tuple[Any, ...], float] | None = None,
+        *,
+        checks: bool = False,
     ) -> None:
         self.function = function
+        self._checks = checks
         self._norms = norms or {}
         self._own = _tensors_of(function)
         self._sums: dict[tuple[Any, ...], float] = {}
@@ -65,7 +72,7 @@ class WatchedFunction:
         """
         # Outside of inference mode, which hides from the watch what operations consist of.
         with torch.inference_mode(False), torch.no_grad():
-            watch = _Watch(x.clone() if x.is_inference() else x, self._own, self._norms, self._sums)
+            watch = _Watch(x.clone() if x.is_inference() else x, self._own, self._norms, self._sums, self._checks)
             with watch:
                 value = self.function(watch.x)
             if not isinstance(value, Tensor) or watch.known.get(_storage(value)) is None:
@@ -139,11 +146,12 @@ class _Watch(TorchDispatchMode):
         own: Mapping[int, Tensor],
         norms: Mapping[tuple[Any, ...], float],
         sums: dict[tuple[Any, ...], float],
+        checks: bool,
     ) -> None:
         super().__init__()
         self.x, self.n_samples = x, len(x)
         self.known: dict[int, _Known] = {_storage(x): _Known(x, x.new_zeros(len(x)))}
-        self.own, self.norms, self.sums = own, norms, sums
+        self.own, self.norms, self.sums, self.checks = own, norms, sums, checks
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -153,9 +161,10 @@ class _Watch(TorchDispatchMode):
         kwargs, op = kwargs or {}, func.overloadpacket
         before = args
         if func._schema.is_mutable and op is not _aten.copy_:
-            for part, declared in zip(args, func._schema.arguments, strict=False):
-                written = declared.alias_info is not None and declared.alias_info.is_write
-                if written and isinstance(part, Tensor) and _storage(part) in self.own:
+            declared = {each.name for each in func._schema.arguments if each.alias_info and each.alias_info.is_write}
+            named = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
+            for part in (named.get(name) for name in declared):
+                if isinstance(part, Tensor) and _storage(part) not in self.known:
                     raise NoErrorModelError(f"{op} changes a tensor of the function's own")
             before = [self._copy_of(part) if isinstance(part, Tensor) else part for part in args]
         output = func(*args, **kwargs)
@@ -165,7 +174,8 @@ class _Watch(TorchDispatchMode):
         first = output[0] if isinstance(output, (tuple, list)) else output
         inputs = list(_tensors((*before, *kwargs.values())))
         if not isinstance(first, Tensor):
-            if any(part.is_floating_point() and self.is_sampled(part) for part in inputs):
+            asks = all(part.dtype == torch.bool for part in inputs) and self.checks
+            if any(self.is_sampled(part) for part in inputs) and not asks:
                 raise NoErrorModelError(f"{op} makes a Python number of values")
             return output
         self._check_inputs(op, inputs)
@@ -196,7 +206,7 @@ class _Watch(TorchDispatchMode):
     def _copy_of(self, tensor: Tensor) -> Tensor:
         """A tensor as it is before an operation writes to it."""
         known = self.known.get(_storage(tensor))
-        if known is None:  # its own
+        if known is None:  # it is not written to
             return tensor
         copied = tensor.clone()
         self.known[_storage(copied)] = known._replace(tensor=copied)
@@ -459,7 +469,7 @@ def _reduction(call: _Call) -> Tensor:
 def _softplus(call: _Call) -> Tensor:
     x, beta, threshold = call.args[0], float(call.get(1, 1)), float(call.get(2, 20))
     # Beyond the threshold it is the identity, log1p(exp(-threshold))/beta below what it stands for.
-    jump = math.log1p(math.exp(-threshold)) / beta
+    jump = math.log1p(math.exp(-threshold)) / abs(beta)
     beyond = (beta * x > threshold - 1).to(_FLOAT64)
     count = beyond.flatten(1).sum(1) if call.sampled else beyond.sum()
     return _elementary(1.0)(call) + jump * count.sqrt()

@@ -370,6 +370,47 @@ def test_constants_that_are_none_prove_nothing(constants):
             irf.certify(chain)
 
 
+def test_a_chain_under_autocast_is_not_certified():
+    chain = trained_chain()
+    irf.enforce(chain)
+    x = torch.randn(5, 4)
+    with torch.no_grad(), torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
+        result = chain.solve_inverse(chain(x), tol=1e-2)
+    assert result.unproven == "g is evaluated as PyTorch does in autocast to bfloat16"
+    assert not result.certified.any()
+    assert not result.block_certified.any()
+    assert result.error_bound.isnan().all()
+
+
+def test_a_constant_branch_is_finished_by_one_step():
+    """Behind another block in a chain, where y has moved since its float32 solve."""
+    constant = InvertibleResidualBlock(LipschitzMLP(4, (8,)))
+    with torch.no_grad():
+        constant.g[-1].parametrizations.weight.original.zero_()
+    for path in ("auto", "general"):
+        chain = trained_chain(constant)
+        irf.enforce(chain)
+        with torch.no_grad():
+            result = chain.solve_inverse(torch.randn(20, 4), tol=5e-7, path=path)
+        assert result.certified.all(), result.unproven
+    exact = ExactBranch(exact_copy(constant.g))
+    y = torch.randn(3, 4, dtype=torch.float64)
+    found = exact.finish(y, y + 1, 0.0, torch.full((3,), 1e-12, dtype=torch.float64))
+    assert (found.error_bound <= 1e-12).all()
+
+
+def test_what_is_returned_with_a_gradient_is_what_is_proven():
+    chain = trained_chain()
+    irf.enforce(chain)
+    y = torch.randn(6, 4)
+    with torch.no_grad():
+        expected = chain.solve_inverse(y, tol=5e-7).x
+    found = chain.solve_inverse(y.requires_grad_(), tol=5e-7).x
+    assert torch.equal(found.detach(), expected)
+    (gradient,) = torch.autograd.grad(found.sum(), y)
+    torch.testing.assert_close(gradient, torch.autograd.grad(chain.inverse(y).sum(), y)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_every_unknown_keyword_is_an_error():
     flow = irf.models.IResNetFlow.from_config({"in_shape": (2,), "fc_blocks": 1}).eval()
     z, image = torch.randn(2, 2), torch.randn(2, 4, 2, 2)

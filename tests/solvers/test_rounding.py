@@ -105,7 +105,7 @@ IMAGES = {
 
 def check(module, x):
     module = module.requires_grad_(False)
-    found, bound = WatchedFunction(module)(x)
+    found, bound = WatchedFunction(module, checks=True)(x)
     with torch.no_grad():
         exact = module.double()(x.double())
     error = (found.double() - exact).flatten(1).norm(dim=1)
@@ -142,6 +142,13 @@ def test_softplus_counts_the_jump_at_its_threshold():
     assert error[1] > 0.04
 
 
+def test_softplus_of_a_negative_beta():
+    x = torch.tensor([[-2.0, -10.5, 3.0]], dtype=torch.float64)
+    value, bound = WatchedFunction(nn.Softplus(-2.0, 20.0))(x)
+    assert bound > 0
+    assert ((value + torch.log1p((-2 * x).exp()) / 2).norm(dim=1) <= bound).all()
+
+
 def test_proven_norms_make_it_smaller():
     module = perceptron(nn.ReLU()).double().requires_grad_(False)
     norms = {key_of(layer.weight): float(torch.linalg.matrix_norm(layer.weight, 2)) for layer in module[::2]}
@@ -175,6 +182,7 @@ REFUSED = {
     "chosen": (lambda x: x.gather(1, x.argsort(1)), "no error model|comparison"),
     "product of two": (lambda x: x @ x.T, "moves samples|of two intermediates"),
     "number": (lambda x: x * float(x[0, 0]), "moves samples|makes a Python number"),
+    "branch on values": (lambda x: x / 2 if bool((x / 3 > 0).all()) else x / 4, "makes a Python number"),
     "list": (lambda x: torch.tensor(x.tolist(), dtype=x.dtype), "does not own"),
     "numpy": (lambda x: x + torch.from_numpy(x.numpy() / 3), "does not own"),
     "another thread": (lambda x: x + elsewhere(lambda: x / 3), "does not own"),

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ...solvers import Evaluated, ExactBranch, InverseResult, WatchedFunction, sample_norms
-from ...solvers.finish import is_certified, rounding_to, steps_left, why_unproven
+from ...solvers.finish import (
+    is_certified,
+    reduced_precision,
+    rounded_up,
+    rounding_to,
+    steps_left,
+    why_unproven,
+)
 from ...solvers.rounding import TINY, UNIT
 from ..bijections.base import Bijection, proven_constants
 from ..bijections.injective_pad import InjectivePad
@@ -95,21 +102,22 @@ def prove_chain(steps: list[Step], y: Tensor, tol: float, max_iterations: int | 
         max_iterations: limit of steps in each block, those in float64 among them.
     """
     x = steps[-1].x.detach() if steps else y
+    size = sample_norms(x.to(torch.float64)).clamp_min(1.0)
+    nothing, none = torch.full_like(size, math.nan), torch.zeros_like(size, dtype=torch.bool)
+    if why := reduced_precision(y):
+        return ChainProof(x, nothing, none, none, None, why)
     _prepare(steps)
     found = _obstacles(steps)
     growth = math.prod(step.growth for step in steps)
     # Where one unit of rounding grows beyond the tolerance, what is evaluated serves no second pass.
     run = _Bounds(tol, len(y), y.device, keeps_images=growth * UNIT <= tol)
     run.pass_at_found(steps, y.detach().to(torch.float64))
-    size = sample_norms(x.to(torch.float64)).clamp_min(1.0)
     block_certified = run.block_certified
     if run.obstacle is not None:
         found.append(run.obstacle)
     if found:
-        nothing = torch.full_like(size, math.nan)
-        none = torch.zeros_like(block_certified)
         return ChainProof(x, nothing, none, block_certified, None, found[0])
-    bound = run.error
+    bound = rounded_up(run.error, x, 2 * len(steps))
     certified = is_certified(bound, size, tol)
     reachable = is_certified(run.floor + rounding_to(y.dtype) * size, size, tol) & ~certified
     why = None
@@ -124,7 +132,7 @@ def prove_chain(steps: list[Step], y: Tensor, tol: float, max_iterations: int | 
             why = why_unproven(error)
         else:
             near = finer.to(y.dtype)
-            far = far + sample_norms(finer - near.to(torch.float64))
+            far = rounded_up(far + sample_norms(finer - near.to(torch.float64)), x, 2 * len(steps))
             better = far < bound[rows]
             x, bound = x.clone(), bound.clone()
             x[rows[better]], bound[rows[better]] = near[better], far[better]
@@ -173,13 +181,17 @@ def _prepare_link(step: Step) -> None:
     try:
         constant = proven_constants(step.module)[1]
         step.link = exact_copy(step.module)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of a user's class: a missing proof never raises
         step.obstacle = f"{type(error).__name__}: {error}"
         return
     if constant is None:
         step.obstacle = "its inverse has no proven Lipschitz constant"
     else:
-        step.lipschitz, step.exact = constant, WatchedFunction(step.link)
+        # Ours ask whether values are in their domain, and raise; here that has been asked before.
+        ours = type(step.module).__module__.startswith("iresnet_fast.")
+        step.lipschitz, step.exact = constant, WatchedFunction(step.link, checks=ours)
 
 
 def _obstacles(steps: list[Step]) -> list[str]:
@@ -232,6 +244,7 @@ class _Bounds:
             return
         if step.exact is None:
             if step.result is not None:
+                step.result = replace(step.result, unproven=step.obstacle)
                 self.block_certified = torch.zeros_like(self.block_certified)
             return
         if isinstance(step.module, InjectivePad):
@@ -243,7 +256,7 @@ class _Bounds:
             self.floor = (self.floor + rounding) * step.lipschitz
             return
         assert isinstance(step.exact, ExactBranch)
-        _, rounding, bound, at = step.exact.measure(y, x, step.lipschitz)
+        residual, rounding, bound, at = step.exact.measure(y, x, step.lipschitz)
         step.at = at if self._keeps_images else None
         self.error = self.error * step.growth + bound
         self.floor = (self.floor + rounding) * step.growth
@@ -251,7 +264,13 @@ class _Bounds:
         self.block_certified = self.block_certified & certified
         ones = torch.ones_like(step.result.evaluations)
         step.result = replace(
-            step.result, error_bound=bound, certified=certified, proof_evaluations=ones, unproven=None
+            step.result,
+            residual=residual.to(step.result.residual.dtype),
+            error_bound=bound,
+            certified=certified,
+            converged=step.result.converged | certified,
+            proof_evaluations=ones,
+            unproven=None,
         )
 
 
@@ -323,4 +342,7 @@ class _Sweep:
         left = steps_left(step.result, self._max_iterations)
         left = None if left is None else left[self._rows]
         done = step.exact.finish(y, start, step.lipschitz, self._share / after, at, left)
+        spent = step.result.proof_evaluations.clone()
+        spent[self._rows] += done.evaluations
+        step.result = replace(step.result, proof_evaluations=spent)
         return done.x, error * step.growth + done.error_bound

@@ -1,4 +1,4 @@
-"""Backward through a chain of invertible modules that stores the chain's ends only."""
+"""Backward through a chain of invertible modules that stores the chain's output only."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,12 +40,13 @@ class ChainInverseResult:
             stands between them. NaN where nothing is proven.
         converged: (B,) bool, whether every block's solve met its stopping rule and x is in the domain and y in the
             range of the chain, or the sample is certified.
-        certified: (B,) bool, whether error_bound is at most tol·max(1, ‖x‖).
+        certified: (B,) bool, whether error_bound is at most tol·max(1, ‖x‖) for every x within it.
         block_certified: (B,) bool, whether every block's own solve is certified, for the values that it was given.
         growth: how much the inverse can stretch an error of y: ∏ 1/(1 − L), with the factors of what stands between
             the blocks; None where it is not proven.
         unproven: why samples are not certified; None where all are.
-        blocks: the :class:`InverseResult` of every residual block, in the order of the forward.
+        blocks: the :class:`InverseResult` of every residual block, in the order of the forward: its solve in y's dtype,
+            and what was proven of that. Where the chain was solved again in float64, x differs a little from theirs.
     """
 
     x: Tensor
@@ -64,8 +65,8 @@ class InvertibleSequential(nn.Sequential, Bijection):
 
     Args:
         *modules: each with ``forward`` and ``inverse``.
-        recompute: ``"inverse"`` stores nothing but input and output for the backward and recomputes every module's
-            input by its inverse: the activations kept do not grow with depth, and a step takes longer. Every module
+        recompute: ``"inverse"`` stores nothing but the output for the backward, and four numbers for each sample and
+            module, and recomputes every module's input by its inverse: a step takes longer. Every module
             must then be invertible while training; dropout is replayed, batch normalisation in training mode is an
             error. None stores activations, as PyTorch does.
 
@@ -172,7 +173,7 @@ class InvertibleSequential(nn.Sequential, Bijection):
         """
         options = _given(tol, max_iterations, method, patience, on_failure, path, iterate_in)
         with unsharded(self):
-            return _ReverseRun(self, options, progress).run(y)
+            return _ReverseRun(self, options, progress, keeps=False).run(y)
 
     def solve_inverse(
         self,
@@ -213,15 +214,16 @@ class InvertibleSequential(nn.Sequential, Bijection):
         options = _given(tol, max_iterations, method, patience, "return", path, iterate_in)
         rule = StoppingRule(tol, max_iterations, None, method, patience, on_failure).for_(y)
         certify = certify and can_look(y)
+        run = _ReverseRun(self, options, progress, keeps=True)
         with unsharded(self):
-            run = _ReverseRun(self, options, progress)
             x = run.run(y)
+        with unsharded(self):  # anew: a block shards its own parameters again
             nothing = torch.full((len(y),), math.nan, dtype=torch.float64, device=y.device)
             none = torch.zeros(len(y), dtype=torch.bool, device=y.device)
             proof = ChainProof(x.detach(), nothing, none, none, None, "no proof was asked for")
             if certify:
                 proof = prove_chain(run.steps, y, rule.tolerance, max_iterations)
-                x = _moved_to(proof.x, x)
+                x = _MovedTo.apply(proof.x, x) if x.requires_grad else proof.x
             residual = self._residual(x.detach(), y.detach())
         blocks = tuple(step.result for step in _flat(run.steps) if step.result is not None)[::-1]
         converged = ~run.outside & ~torch.isnan(residual)
@@ -236,7 +238,7 @@ class InvertibleSequential(nn.Sequential, Bijection):
             certified=certified,
             block_certified=proof.block_certified,
             growth=proof.growth,
-            unproven=proof.unproven,
+            unproven=proof.unproven or ("outside of the chain's range" if bool(run.outside.any()) else None),
             blocks=blocks,
         )
         self._report_failure(result, run, y, rule)
@@ -264,7 +266,8 @@ class InvertibleSequential(nn.Sequential, Bijection):
         for step in _flat(run.steps):
             if step.result is not None and not bool((step.result.converged | result.certified).all()):
                 try:
-                    report_failure(step.result, step.y, rule)
+                    settled = step.result.converged | result.certified
+                    report_failure(replace(step.result, converged=settled), step.y, rule)
                 except NotConvergedError as error:
                     raise NotConvergedError(f"block {step.name}: {error}", error.result) from error
                 return
@@ -308,9 +311,16 @@ _DEFAULTS: dict[str, Any] = {"tol": None, "max_iterations": None, "method": "and
 _DEFAULTS |= {"on_failure": "raise", "path": "auto", "iterate_in": None}
 
 
-def _moved_to(values: Tensor, x: Tensor) -> Tensor:
-    """X with other values, and its gradient."""
-    return x + (values - x.detach()) if x.requires_grad else values
+class _MovedTo(torch.autograd.Function):
+    """Give x other values, bit for bit, and keep its gradient: that of the inverse at the x before."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, x: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
 
 
 def _flat(steps: list[Step]) -> Iterator[Step]:
@@ -323,11 +333,14 @@ class _ReverseRun:
     """One pass through a chain from its end to its start.
 
     Attributes:
-        steps: what has been inverted, the last module first.
+        steps: what has been inverted, the last module first, where they are kept.
         outside: (B,) bool, which samples no x maps to.
     """
 
-    def __init__(self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None) -> None:
+    def __init__(
+        self, chain: InvertibleSequential, options: dict[str, Any], progress: Progress | None, *, keeps: bool
+    ) -> None:
+        self._keeps = keeps
         self._chain, self._options, self._progress = chain, options, progress
         self._total = sum(_count_blocks(part) for part in chain)
         self._done = 0
@@ -365,8 +378,8 @@ class _ReverseRun:
         outer, self.steps = self.steps, []
         kept = self._module_inverse(split.rest, latents, f"{path}.rest" if path else "rest")
         x = split.join(kept, factored)
-        outer.append(Step(split, path, z, x, rest=self.steps))
-        self.steps = outer
+        inner, self.steps = self.steps, outer
+        self._keep(Step(split, path, z, x, rest=inner))
         return x
 
     def _link_inverse(self, link: nn.Module, y: Tensor, path: str) -> Tensor:
@@ -376,8 +389,12 @@ class _ReverseRun:
         why = "it is not an irf.nn.Bijection"
         if isinstance(link, Bijection):
             why = obstacle(link, stated_by(link)) or ""
-        self.steps.append(Step(link, path, y, x, obstacle=why or None))
+        self._keep(Step(link, path, y, x, obstacle=why or None))
         return x
+
+    def _keep(self, step: Step) -> None:
+        if self._keeps:
+            self.steps.append(step)
 
     def _block_inverse(self, block: InvertibleResidualBlock, y: Tensor, path: str) -> Tensor:
         try:
@@ -387,7 +404,7 @@ class _ReverseRun:
         except (TypeError, ValueError, RuntimeError) as error:
             error.add_note(f"in block {path}")
             raise
-        self.steps.append(Step(block, path, y, result.x, result))
+        self._keep(Step(block, path, y, result.x, result))
         self._done += 1
         if self._progress is not None:
             self._progress(self._done, self._total, result)
