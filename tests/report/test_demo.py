@@ -35,7 +35,9 @@ def test_certified_network_is_proven_and_inverted(result):
 
 @pytest.mark.full
 def test_inverses_are_compared_at_equal_error(result):
-    ours, papers, once, fewest = result.timings
+    certified, ours, papers, once, fewest = result.timings
+    assert certified.reconstruction_error < 1e-6
+    assert certified.seconds < papers.seconds
     assert ours.reconstruction_error < 1e-6
     assert papers.reconstruction_error < 1e-6
     assert fewest.reconstruction_error <= 1.1 * ours.reconstruction_error
