@@ -208,7 +208,7 @@ def settle(module: _Module) -> _Module:
     return module
 
 
-class _AnyTensor(type(Tensor)):  # type: ignore[misc]
+class _AnyTensor(type(Tensor)):  # type: ignore[misc]  # mypy takes no computed base
     def __instancecheck__(cls, instance: Any) -> bool:
         return isinstance(instance, Tensor)  # so that torch.testing.assert_close compares it with any other tensor
 

@@ -83,9 +83,9 @@ def fig4(job: Job) -> Record:
         (
             "Published (CIFAR-10, Figure 4): 5 to 20 iterations suffice for visually perfect reconstructions, fewer "
             "for smaller c.",
-            "The bound is proven of each block's result, and grown by 1/(1 − L) in every block before it. It stops "
-            "falling where the iteration meets its tolerance; there is none where the channels that were appended as "
-            "zeros are far from them.",
+            "The bound is proven end to end, of the distance to the exact inverse of the latents that were given: the "
+            "rounding of the latents themselves, which the error shows, too, is not in it. There is none where the "
+            "channels that were appended as zeros are far from them.",
             job.about_networks(),
         ),
     )

@@ -398,12 +398,17 @@ def _linear(
     return (norm + moved) * inside + moved * size + gamma * (sums * size + offset)
 
 
+def root_of_sums(rows: Tensor, columns: Tensor) -> float:
+    """Bound the norm of the absolute values of a weight by their row and column sums (Schur's test)."""
+    return math.sqrt(float(rows.max()) * float(columns.max()))
+
+
 def _cached(call: _Call, weight: Tensor, sums: Callable[[], tuple[Tensor, Tensor]]) -> float:
     """The root of the largest row sum times the largest column sum of absolute values, taken once of own weights."""
     key = key_of(weight)
     if key in call.watch.sums:
         return call.watch.sums[key]
-    found = math.sqrt(math.prod(float(part.max()) for part in sums())) if weight.numel() else 0.0
+    found = root_of_sums(*sums()) if weight.numel() else 0.0
     if _storage(weight) in call.watch.own:  # whose memory is no other's, as long as the function lives
         call.watch.sums[key] = found
     return found

@@ -92,8 +92,9 @@ def test_colour_images_and_networks_that_pad(tmp_path):
     curve = json.loads((tmp_path / "fig4.json").read_text())["tables"][0]["rows"]
     bounded = [row for row in curve if row[3] is not None]
     assert len(bounded) > len(curve) / 2
-    # The bound is that of the distance to the exact inverse of the latents, which float32 has rounded.
-    assert all(error <= bound + 1e-5 for _, _, error, bound in bounded)
+    # The bound is that of the distance to the exact inverse of the latents, which float32 has rounded by an eps or two.
+    rounding = 2 * torch.finfo(torch.float32).eps
+    assert all(error <= bound + rounding for _, _, error, bound in bounded)
 
 
 def test_flows_in_the_plane_are_trained_once(tmp_path, monkeypatch):

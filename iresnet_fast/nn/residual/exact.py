@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ...ops.mlp_finish import ProvenRows, finishes, mlp_finish
 from ...solvers import Evaluated, ExactBranch, Finished, Measured, key_of
 from ...solvers.finish import PATIENCE
+from ...solvers.rounding import root_of_sums
 from ..inspection import parts_of
 from ..weights import frozen_state
 from .structure import LINEAR, Chain, NoChainError, read_chain
@@ -63,7 +64,7 @@ class ExactPerceptron(ExactBranch):
         numbers = [torch.as_tensor(number, dtype=torch.float64) for pair in chain.numbers for number in pair]
         self._parameters = torch.stack(numbers).to(self._weights[0]).view(-1, 2)
         sizes = [weight.abs() for weight in self._weights]
-        self._layer_sums = [math.sqrt(float(size.sum(0).max()) * float(size.sum(1).max())) for size in sizes]
+        self._layer_sums = [root_of_sums(size.sum(1), size.sum(0)) for size in sizes]
         of = (norms.get(key_of(weight), math.inf) for weight in self._weights)
         self._layer_norms = [min(pair) for pair in zip(of, self._layer_sums, strict=True)]
 
